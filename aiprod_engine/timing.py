@@ -18,7 +18,7 @@ AUDIO_RATE = 16_000
 AUDIO_HOP = 160
 AUDIO_TIME_FACTOR = 4
 AUDIO_LATENTS_PER_SECOND = AUDIO_RATE / AUDIO_HOP / AUDIO_TIME_FACTOR  # 25.0
-SHORTEST_WAVEFORM = 1024  # samples at 16 kHz; shorter clips are padded (reflect needs > 512)
+SHORTEST_WAVEFORM = 1024  # samples at 16 kHz that a clip too short for the STFT (<= 512) gets
 
 
 def latent_frames(frames: int, factor: int = TIME_FACTOR) -> int:
@@ -34,6 +34,11 @@ def pixel_frames(latents: int, factor: int = TIME_FACTOR) -> int:
 def snap_frames(frames: int, factor: int = TIME_FACTOR) -> int:
     """Largest frame count of the form 8k + 1 that is not above `frames` (at least 1)."""
     return (max(frames, 1) - 1) // factor * factor + 1
+
+
+def snap_size(side: int, multiple: int = SPACE_FACTOR) -> int:
+    """Largest multiple of `multiple` that is not above `side` (at least one)."""
+    return max(side // multiple, 1) * multiple
 
 
 def frames_for_seconds(seconds: float, fps: float, low: int = 1, high: int | None = None) -> int:
@@ -91,7 +96,7 @@ def check_frames(frames: int) -> None:
 
 
 def check_size(height: int, width: int, multiple: int = SPACE_FACTOR) -> None:
-    """Raise unless both sides are positive multiples of `multiple` (64 where a x2 stage follows)."""
+    """Raise unless both sides are positive multiples of `multiple` (64 before a x2 stage)."""
     for name, value in (("height", height), ("width", width)):
         if value < multiple or value % multiple:
             low = max(value // multiple * multiple, multiple)

@@ -39,13 +39,24 @@ class Perturbation(TypedDict):
 
 
 @dataclass(frozen=True)
+class SlotLayout:
+    """Where generated keyframes lie: `count` slots of `height` x `width` tokens from `first` on."""
+
+    first: int
+    count: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
 class TokenState:
     """One stream while it is being sampled.
 
     `latent`, `clean_latent` (B, N, C); `denoise_mask` (B, N, 1) float32, 1 = generated, 0 = kept;
     `positions` (B, axes, N, 2) float32; `attention_mask` (B, N, N) strengths or None;
     `keyframes_mask` (B, N, 1) or None. The first `target_tokens` tokens are the result, what
-    follows was appended by conditioning. A frozen stream is given, not generated.
+    follows was appended by conditioning; `slots` says where generated keyframes (2.5) are there. A
+    frozen stream is given, not generated.
     """
 
     latent: Tensor
@@ -56,6 +67,7 @@ class TokenState:
     attention_mask: Tensor | None = None
     keyframes_mask: Tensor | None = None
     frozen: bool = False
+    slots: SlotLayout | None = None
 
 
 @dataclass(frozen=True)
@@ -88,8 +100,9 @@ class TextContext:
 class AVLatent:
     """Normalised latents of one clip and the one truth about its size and time.
 
-    `video` (B, C, F, H, W) or None; `audio` (B, C, T, bins) or None; `frames`, `height`, `width`
-    in pixels; `fps` frames per second.
+    `video` (B, C, F, H, W) and `audio` (B, C, T, bins); None where nothing was generated or given
+    yet. `modalities` says which streams the clip has: "av", "video" or "audio". `frames`,
+    `height`, `width` in pixels; `fps` frames per second.
     """
 
     video: Tensor | None
@@ -99,3 +112,4 @@ class AVLatent:
     width: int
     fps: float
     version: str | None = None
+    modalities: str = "av"

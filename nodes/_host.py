@@ -1,0 +1,167 @@
+"""The only importer of `comfy` and `folder_paths`: devices, memory, progress, cancel, files."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import comfy.model_management as mm
+import comfy.utils
+import folder_paths
+import torch
+from torch import nn
+
+from ..aiprod_engine.errors import MismatchError
+from ..aiprod_engine.memory.placement import Placement
+from ..aiprod_engine.weights.recipe import Recipe
+
+logger = logging.getLogger("aiprod")
+
+
+def compute_device() -> torch.device:
+    """Device on which the host wants networks to run."""
+    return mm.get_torch_device()
+
+
+def compute_dtype() -> torch.dtype:
+    """bfloat16 where the device computes in it, else float32 (float16 overflows in these models)."""
+    return torch.bfloat16 if mm.should_use_bf16(compute_device()) else torch.float32
+
+
+def list_files(folder: str) -> list[str]:
+    """Names of the files in one of the host's model folders, over all its registered roots."""
+    return folder_paths.get_filename_list(folder)
+
+
+def find_file(folder: str, name: str) -> Path | None:
+    """Full path of a listed file, or None; the host keeps names inside its folders."""
+    found = folder_paths.get_full_path(folder, name)
+    return None if found is None else Path(found)
+
+
+def fingerprint(folder: str, name: str | None) -> tuple:
+    """Changes when a listed file is replaced; never reads it."""
+    path = None if name is None else find_file(folder, name)
+    if path is None:
+        return (name,)
+    stat = path.stat()
+    return (str(path), stat.st_size, stat.st_mtime_ns)
+
+
+def check_cancelled() -> None:
+    """Raise the host's interruption if the user pressed Cancel."""
+    mm.throw_exception_if_processing_interrupted()
+
+
+class Handle:
+    """One network as the host's memory manager sees it (the contract it calls, nothing more)."""
+
+    parent = None
+
+    def __init__(self, module: nn.Module, load_device: torch.device):
+        self.placement = Placement(module)
+        self.load_device = load_device
+        self.offload_device = torch.device("cpu")
+
+    @property
+    def model(self) -> nn.Module:
+        return self.placement.module
+
+    def model_size(self) -> int:
+        return self.placement.total_bytes
+
+    def loaded_size(self) -> int:
+        return self.placement.placed_bytes
+
+    def current_loaded_device(self) -> torch.device:
+        return self.placement.device or self.offload_device
+
+    def model_dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    def model_patches_to(self, target) -> None:
+        """Nothing: adapters are part of the weights when a recipe is loaded."""
+
+    def model_patches_models(self) -> list:
+        return []
+
+    def lowvram_patch_counter(self) -> int:
+        return 0
+
+    def is_clone(self, other) -> bool:
+        return getattr(other, "model", None) is self.model
+
+    def partially_load(self, device, extra_memory=0, force_patch_weights=False) -> int:
+        return self.placement.place(torch.device(device))
+
+    def partially_unload(self, device, memory_to_free=0, force_patch_weights=False) -> int:
+        return self.placement.release()
+
+    def detach(self, unpatch_all: bool = True) -> None:
+        """Release device memory; `unpatch_all=False` is the host re-sorting its list: keep all."""
+        if unpatch_all:
+            self.placement.release()
+
+    def get_ram_usage(self) -> int:
+        return self.placement.total_bytes
+
+    # newer hosts
+    def is_dynamic(self) -> bool:
+        return False
+
+    def model_mmap_residency(self, free: bool = False) -> tuple[int, int]:
+        return 0, self.placement.total_bytes
+
+    def pinned_memory_size(self) -> int:
+        return 0
+
+    def partially_unload_ram(self, ram_to_unload: int) -> int:
+        return 0
+
+
+# A handle lives as long as the recipe on the wire that asked for it; the host frees both together.
+_handles: weakref.WeakKeyDictionary[Recipe, Handle] = weakref.WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+def on_device(*recipes: Recipe, activation_bytes: int = 0) -> Iterator[tuple[nn.Module, ...]]:
+    """Yield the recipes' networks with their weights on the compute device, all at once.
+
+    Asks the host to make room for the weights and for `activation_bytes`. Call it again before
+    every use: anything loaded in between may have evicted the weights.
+    """
+    handles = [_handle(recipe) for recipe in recipes]
+    mm.load_models_gpu(handles, memory_required=activation_bytes)
+    yield tuple(handle.model for handle in handles)
+
+
+def _handle(recipe: Recipe) -> Handle:
+    handle = _handles.get(recipe)
+    if handle is None:
+        handle = Handle(recipe.load(), compute_device())
+        _handles[recipe] = handle
+    return handle
+
+
+def require_version(what: str, found: str | None, wanted: str | None) -> None:
+    """Raise unless two parts may belong to one release ("2.3|2.5" fits both)."""
+    if None in (found, wanted) or set(found.split("|")) & set(wanted.split("|")):
+        return
+    raise MismatchError(
+        f"all parts of a run must belong to one LTX-2 release: the {what} is for {found}, the rest "
+        f"is {wanted}; load both from the same checkpoint"
+    )
+
+
+def progress(total: int) -> Callable[[int], None]:
+    """A function that moves this node's progress bar to a value and raises if the user cancelled."""
+    bar = comfy.utils.ProgressBar(total)
+
+    def advance(value: int) -> None:
+        check_cancelled()
+        bar.update_absolute(value, total)
+
+    return advance

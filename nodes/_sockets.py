@@ -1,0 +1,103 @@
+"""Socket types of this pack and the payloads that travel on them.
+
+Payloads are light and immutable: recipes and latents, never loaded weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from comfy_api.latest import io
+
+from ..aiprod_engine.sampling.guidance import Guidance
+from ..aiprod_engine.types import TextContext
+from ..aiprod_engine.weights import Info
+from ..aiprod_engine.weights.recipe import Recipe
+
+Model = io.Custom("AIPROD_MODEL")
+TextParts = io.Custom("AIPROD_TEXT_PARTS")
+TextEncoder = io.Custom("AIPROD_TEXT_ENCODER")
+VideoVAE = io.Custom("AIPROD_VIDEO_VAE")
+AudioVAE = io.Custom("AIPROD_AUDIO_VAE")
+Conditioning = io.Custom("AIPROD_CONDITIONING")
+Guider = io.Custom("AIPROD_GUIDER")
+Latent = io.Custom("AIPROD_LATENT")  # payload: aiprod_engine.types.AVLatent
+
+
+@dataclass(frozen=True)
+class ModelPayload:
+    """A transformer: how to load it and which release it belongs to."""
+
+    transformer: Recipe
+    info: Info
+
+    def __repr__(self) -> str:
+        return f"transformer {self.info.version}"
+
+
+@dataclass(frozen=True)
+class TextPartsPayload:
+    """Text projection and connectors of a checkpoint; a text encoder completes them."""
+
+    connector: Recipe
+    infos: tuple[Info, ...]
+
+    def __repr__(self) -> str:
+        return f"text parts {self.infos[0].version}"
+
+
+@dataclass(frozen=True)
+class TextEncoderPayload:
+    """Gemma, its tokenizer's files, and the connectors of the checkpoint that is sampled."""
+
+    encoder: Recipe
+    parts: TextPartsPayload
+
+    @property
+    def version(self) -> str:
+        return self.parts.infos[0].version
+
+    def __repr__(self) -> str:
+        return f"text encoder for {self.version}"
+
+
+@dataclass(frozen=True)
+class VideoVAEPayload:
+    """Video encoder and decoder of one file."""
+
+    encoder: Recipe
+    decoder: Recipe
+    info: Info
+
+    def __repr__(self) -> str:
+        return f"video VAE {self.info.version}"
+
+
+@dataclass(frozen=True)
+class AudioVAEPayload:
+    """Audio encoder, decoder and vocoder of one file."""
+
+    encoder: Recipe
+    decoder: Recipe
+    vocoder: Recipe
+    info: Info
+
+    def __repr__(self) -> str:
+        return f"audio VAE {self.info.version}"
+
+
+@dataclass(frozen=True)
+class GuiderPayload:
+    """Encoded prompts and how strongly each stream follows them.
+
+    With `auto_blocks` the blocks of STG are chosen for the transformer that samples.
+    """
+
+    positive: TextContext
+    negative: TextContext | None = None
+    video: Guidance = Guidance()
+    audio: Guidance = Guidance()
+    auto_blocks: bool = False
+
+    def __repr__(self) -> str:
+        return f"guider video {self.video}, audio {self.audio}"
