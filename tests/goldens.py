@@ -76,8 +76,8 @@ class Case:
         for table in ("per_output_atol", "atol_by_output"):
             if output in tolerance.get(table, {}):
                 return tolerance.get("rtol", 0.0), tolerance[table][output]
-        prefixes = tolerance.get("atol_by_output_prefix", {})
-        matching = [p for p in prefixes if output.startswith(p)]
+        prefixes = tolerance.get("atol_by_output_prefix", {})  # spelled with or without "out."
+        matching = [p for p in prefixes if f"out.{output}".startswith(p) or output.startswith(p)]
         if matching:
             return tolerance.get("rtol", 0.0), prefixes[max(matching, key=len)]
         return tolerance.get("rtol", 0.0), tolerance.get("atol", 0.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,6 +17,7 @@ from ..errors import SizeError
 _SOUND_FRAME = 1024  # samples per AAC frame
 _BT709 = 1  # code of primaries, transfer and matrix; players guess BT.601 for untagged small videos
 _LIMITED = 1  # code of the 16 .. 235 range
+_FLAGS = {"movflags": "use_metadata_tags"}  # keeps metadata keys that MP4 does not define
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def write_mp4(
 ) -> int:
     """Encode `chunks` (F, H, W, 3) uint8 as H.264 yuv420p with AAC; returns the frames written.
 
-    Chunks are taken one at a time and never kept, so memory does not grow with the clip. A path
+    Chunks are taken one at a time and not kept, so memory does not grow with the clip. A path
     only comes into being once the clip is complete.
     """
     import av
@@ -63,11 +64,8 @@ def write_mp4(
     return written
 
 
-_FLAGS = {"movflags": "use_metadata_tags"}  # keeps metadata keys that MP4 does not define
-
-
 @contextmanager
-def _destination(target: str | Path | BinaryIO):
+def _destination(target: str | Path | BinaryIO) -> Iterator[str | BinaryIO]:
     """What to open for writing; a path is written under another name until it is complete."""
     if not isinstance(target, (str, Path)):
         yield target

@@ -54,7 +54,9 @@ def ltx2(
     return torch.cat([sigmas, sigmas.new_zeros(1)])
 
 
-def linear_quadratic(steps: int, threshold: float = 0.025, linear_steps: int | None = None):
+def linear_quadratic(
+    steps: int, threshold: float = 0.025, linear_steps: int | None = None
+) -> Tensor:
     """Return a schedule, (steps + 1,), that falls linearly to 1 - `threshold`, then quadratically.
 
     With 8 steps and the defaults it is the distilled table.

@@ -16,6 +16,9 @@ from ..errors import SizeError
 
 _FLOAT32_EPS = 1.1920928955078125e-07
 
+Sigma = float | Tensor
+"""One level for all tokens, or levels per token (B, N, 1)."""
+
 
 def velocity(x: Tensor, x0: Tensor, sigma: float) -> Tensor:
     """Return dx/dsigma = (x - x0) / sigma, rounded to the dtype of `x`."""
@@ -98,10 +101,10 @@ def _phi(order: int, z: float) -> float:
     return (math.exp(z) - series) / z**order
 
 
-def sde_coefficients(sigma_next, eta: float) -> tuple:
+def sde_coefficients(sigma_next: Sigma, eta: float) -> tuple[Sigma, Sigma, Sigma]:
     """Return (alpha_ratio, sigma_down, sigma_up) of the re-noise step.
 
-    `sigma_next` is a float, or a tensor of per-token sigmas; so are the results.
+    Results are floats or per-token tensors as `sigma_next` is.
     """
     share = min(eta, 0.9999)  # of sigma_next that is noise; keeps the rest of it above 0
     rest = sigma_next * math.sqrt(1 - share**2)
@@ -109,11 +112,13 @@ def sde_coefficients(sigma_next, eta: float) -> tuple:
     return ratio, rest / ratio, sigma_next * share
 
 
-def renoise(x: Tensor, target: Tensor, noise: Tensor, sigma, sigma_next, eta: float) -> Tensor:
+def renoise(
+    x: Tensor, target: Tensor, noise: Tensor, sigma: Sigma, sigma_next: Sigma, eta: float
+) -> Tensor:
     """Return `target`, an ODE solution at `sigma_next` that started from `x`, with fresh noise.
 
-    The ODE is followed further down and noise brings it back to `sigma_next`. Sigmas are floats or
-    per-token tensors (B, N, 1). If a single one of them is 0 nothing is added at all.
+    The ODE is followed further down and noise brings it back to `sigma_next`. If a
+    single `sigma_next` is 0, nothing is added at all.
     """
     if eta == 0 or bool(torch.as_tensor(sigma_next).eq(0).any()):
         return target

@@ -6,10 +6,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
-from types import MappingProxyType
+from typing import Any
 
 from ..errors import CheckpointError
-from .files import FOLDER_CONFIG, Files, open_headers
+from .facts import facts
+from .files import Files, open_headers
 from .header import Header, short
 from .keymap import TRANSFORMER_PREFIXES, is_companion, split
 from .quant_formats import LayerFormat, layer_formats, logical_shape, parse_json, summary
@@ -58,7 +59,7 @@ class Info:
     """What a file, or several together, hold; the words are those of the checkpoint page.
 
     `tensors` and `parameters` count per component; `notes` are sentences for the user; `layout`
-    is "single" (native names), "diffusers" or "llama.cpp".
+    is "single" (native names), "diffusers" or "llama.cpp"; `facts` is what `check_fit` compares.
     """
 
     kind: str
@@ -74,6 +75,7 @@ class Info:
     notes: tuple[str, ...] = ()
     layout: str = "single"
     name: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def summary(self) -> str:
         """The facts a user asks for, one per line."""
@@ -131,6 +133,7 @@ def merged(infos: Sequence[Info]) -> Info:
         quant="none" if not quants else quants.pop() if len(quants) == 1 else "mixed",
         tensors=tensors,
         parameters=parameters,
+        facts={},
         notes=tuple(dict.fromkeys(note for info in infos for note in info.notes)),
     )
 
@@ -404,13 +407,19 @@ def _counted(info: Info, header: Header, formats: Mapping[str, LayerFormat]) -> 
     else:
         rooms = split(header.tensors, info.layout, info.prefix or "", info.components)
     by_weight = {found.tensors["weight"]: found for found in formats.values()}
-    tensors, parameters = {}, {}
-    for room, names in rooms.items():
-        keys = [key for key in names.values() if not is_companion(key)]
-        shapes = (logical_shape(header.tensors[key], by_weight.get(key)) for key in keys)
-        tensors[room], parameters[room] = len(names), sum(map(prod, shapes))
+    shapes = {
+        room: {
+            name: logical_shape(header.tensors[key], by_weight.get(key))
+            for name, key in names.items()
+            if not is_companion(key)
+        }
+        for room, names in rooms.items()
+    }
     return replace(
-        info, tensors=MappingProxyType(tensors), parameters=MappingProxyType(parameters)
+        info,
+        tensors={room: len(names) for room, names in rooms.items()},
+        parameters={room: sum(map(prod, known.values())) for room, known in shapes.items()},
+        facts=facts(shapes),
     )
 
 

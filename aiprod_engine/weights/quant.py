@@ -53,7 +53,7 @@ class QuantizedLinear(SidePath):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.layer = layer
-        self.scaled_matmul = scaled_matmul and _multiplies_in_fp8(layer)
+        self.scaled_matmul = scaled_matmul and _multiplies_in_fp8(linear, layer)
         tensors = layer.tensors or {"weight": "weight"}
         self.names = {role: key.rpartition(".")[2] for role, key in tensors.items()}
         for role, name in self.names.items():
@@ -107,7 +107,8 @@ class QuantizedLinear(SidePath):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-def _multiplies_in_fp8(layer: LayerFormat) -> bool:
-    """Static fp8 needs both scales, e4m3, and a record that does not forbid it."""
-    needed = {"weight_scale", "input_scale"} <= layer.tensors.keys()
-    return layer.name == "float8_e4m3fn" and needed and not layer.full_precision
+def _multiplies_in_fp8(linear: nn.Linear, layer: LayerFormat) -> bool:
+    """Static fp8 needs e4m3, both scales, sizes in 16s, and a record that does not forbid it."""
+    scaled = {"weight_scale", "input_scale"} <= layer.tensors.keys()
+    in_steps = linear.in_features % 16 == 0 and linear.out_features % 16 == 0
+    return layer.name == "float8_e4m3fn" and scaled and in_steps and not layer.full_precision

@@ -28,7 +28,7 @@ def rope_tables(positions: Tensor, config: ConnectorConfig) -> tuple[Tensor, Ten
     float64 and the angle, up to 15708, in float32: both roundings are part of the model.
     """
     steps = torch.linspace(0, 1, config.width // 2, dtype=torch.float64, device="cpu")
-    grid = (THETA**steps * (math.pi / 2)).to(positions.device, torch.float32)  # (width / 2,)
+    grid = (THETA**steps * (math.pi / 2)).float().to(positions.device)  # (width / 2,)
     fractions = positions.float() / config.max_pos
     angles = (2 * fractions - 1)[:, None] * grid  # (T, width / 2)
     angles = angles.unflatten(-1, (config.heads, -1)).transpose(0, 1)[None]  # (1, H, T, d / 2)

@@ -17,8 +17,8 @@ _LEGAL = {
     "attention_k_eq_v": (True,),
     "num_kv_shared_layers": (0, None),
     "hidden_size_per_layer_input": (0, None),
-    "use_double_wide_mlp": (False,),
-    "enable_moe_block": (False,),
+    "use_double_wide_mlp": (False, None),
+    "enable_moe_block": (False, None),
     "use_bidirectional_attention": ("vision", None),  # concerns image tokens; text is causal
 }
 _ROPE = {

@@ -7,7 +7,7 @@ step, so that no more than three tensors of full size are alive.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -94,12 +94,21 @@ class Conv(nn.Module):
         """Return one frame less on either side than `x`, which comes from `pad_space`."""
         return self.conv(x)
 
-    def window(self, before: Tensor, centre: Tensor, after: Tensor) -> Tensor:
+    def window(
+        self,
+        before: Tensor,
+        centre: Tensor,
+        after: Tensor,
+        prepare: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """Return the frame that three successive frames (B, C, 1, H, W) make.
 
         A single conv2d: always the same shape, hence the same bits however a clip is cut.
         """
-        x = self.pad_space(torch.cat((before, centre, after), dim=2))  # (B, C, 3, H, W)
+        x = torch.cat((before, centre, after), dim=2)  # (B, C, 3, H, W)
+        if prepare is not None:
+            x = prepare(x)
+        x = self.pad_space(x)
         weight = self.conv.weight.flatten(1, 2)  # a view: (out, in, 3, 3, 3) -> (out, 3 in, 3, 3)
         y = F.conv2d(x.flatten(1, 2), weight, self.conv.bias, padding=self.border)
         return y.unsqueeze(2)

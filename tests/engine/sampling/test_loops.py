@@ -1,12 +1,14 @@
 """Complete loops over a toy network, through the real denoiser."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from goldens import golden
 
 from aiprod_engine.errors import MismatchError, NonFiniteError
 from aiprod_engine.sampling import loops
-from aiprod_engine.sampling.res2s import res_2s
+from aiprod_engine.sampling.res2s import _Interval, res_2s
 from aiprod_engine.types import Streams
 
 ALL = [
@@ -30,9 +32,9 @@ class GaussianNoise:
 
 @pytest.fixture
 def scene(token_state):
-    """Sigmas, and a batch of two with free, partly kept and kept tokens."""
+    """States of a batch of two with free, partly kept and kept tokens."""
 
-    def make(batch=2):
+    def make():
         generator = torch.Generator().manual_seed(11)
         video, video_clean = torch.randn(2, 2, 6, 4, generator=generator)
         audio, audio_clean = torch.randn(2, 2, 5, 3, generator=generator)
@@ -42,8 +44,8 @@ def scene(token_state):
         video = v_mask * video + (1 - v_mask) * video_clean
         audio = a_mask * audio + (1 - a_mask) * audio_clean
         return Streams(
-            video=token_state(video[:batch], video_clean[:batch], v_mask[:batch]),
-            audio=token_state(audio[:batch], audio_clean[:batch], a_mask[:batch]),
+            video=token_state(video, video_clean, v_mask),
+            audio=token_state(audio, audio_clean, a_mask),
         )
 
     return make
@@ -141,14 +143,12 @@ def test_res_2s_evaluates_twice_a_step_and_once_more(scene, toy_denoiser):
 
     res_2s(spy, scene(), SIGMAS, noise=GaussianNoise())
     middles = [round((a * b) ** 0.5, 6) for a, b in ((1, 0.8), (0.8, 0.45), (0.45, 0.2))]
-    assert [c for c in calls[1::2]][:3] == [(m, 0) for m in middles]
+    assert calls[1:6:2] == [(m, 0) for m in middles]
     assert [step for _, step in calls[0::2]] == [0, 1, 2, 3, 4]
     assert calls[-1] == (0.0011, 4)
 
 
 def test_anchor_refinement_in_closed_form_equals_the_repeated_rule():
-    from aiprod_engine.sampling.res2s import _Interval
-
     interval = _Interval(0.6, 0.45, anchor_iterations=5)
     start, midpoint, x0 = torch.randn(3, 1, 4, 2)
     anchor, share = start, interval.h * interval.a21
@@ -190,9 +190,10 @@ def test_ancestral_with_eta_zero_is_euler_and_draws_nothing(scene, toy_denoiser)
 
 @pytest.mark.parametrize("loop", ALL)
 def test_batch_of_two_equals_two_of_one(loop, scene, one_sample, toy_denoiser):
-    run = lambda states: loop(  # noqa: E731
-        denoiser_for(loop, toy_denoiser), states, SIGMAS, noise=GaussianNoise()
-    )
+
+    def run(states):
+        return loop(denoiser_for(loop, toy_denoiser), states, SIGMAS, noise=GaussianNoise())
+
     both = run(scene())
     for k in (0, 1):
         one = run(scene().map(lambda s, k=k: one_sample(s, k)))
@@ -213,11 +214,10 @@ def test_one_stream_may_be_absent(loop, present, scene, toy_denoiser):
 @pytest.mark.parametrize("loop", ALL)
 def test_bf16_states_stay_bf16_and_near_float32(loop, scene, toy_denoiser):
     """Bound: a handful of roundings of values below 4, each at most 2^-7 of them."""
-    from dataclasses import replace
 
-    run = lambda states: loop(  # noqa: E731
-        denoiser_for(loop, toy_denoiser), states, SIGMAS, noise=GaussianNoise()
-    )
+    def run(states):
+        return loop(denoiser_for(loop, toy_denoiser), states, SIGMAS, noise=GaussianNoise())
+
     exact = run(scene())
     half = scene().map(
         lambda s: replace(s, latent=s.latent.bfloat16(), clean_latent=s.clean_latent.bfloat16())

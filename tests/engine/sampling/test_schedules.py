@@ -40,7 +40,9 @@ def test_fixed_tables(case):
     case.check("temporal_round", schedules.table("temporal_round"))
 
 
-@pytest.mark.parametrize("alpha, beta", [(0.6, 0.6), (0.9, 0.5), (2.0, 5.0), (0.3, 4.0), (1.0, 1.0)])
+@pytest.mark.parametrize(
+    ("alpha", "beta"), [(0.6, 0.6), (0.9, 0.5), (2.0, 5.0), (0.3, 4.0), (1.0, 1.0)]
+)
 def test_beta_quantile_inverts_the_distribution(alpha, beta):
     """Expected values: scipy."""
     distribution = pytest.importorskip("scipy.stats").beta(alpha, beta)

@@ -135,6 +135,10 @@ def test_keys_equal_the_full_size_file(family, name, prefix, manifest, strip):
     expected = strip(manifest(name), prefix)
     expected = {k: v for k, v in expected.items() if not k.startswith("diffusion_model.")}
     assert {k: list(v.shape) for k, v in model.state_dict().items()} == expected
+    # On the meta device: shapes, and that no tensor is made on another device.
+    ids = torch.zeros(1, 7, dtype=torch.long, device="meta")
+    found = [x.shape for x in model(ids, torch.ones_like(ids))]
+    assert found == [(1, 7, 3840)] * 49 == [(1, 7, 3840)] * model.config.hidden_states
 
 
 def test_published_config_of_transformers_5_reads_the_same():
