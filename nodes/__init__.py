@@ -7,7 +7,10 @@ from comfy_api.latest import ComfyExtension
 
 logger = logging.getLogger("aiprod")
 
-FAMILIES = ("loaders", "text", "latents", "guiders", "sampling", "decode")
+FAMILIES = (
+    "loaders", "text", "latents", "files", "encode", "guiders", "sampling", "decode",
+    "interop",
+)  # fmt: skip
 
 
 class AIPRODExtension(ComfyExtension):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import comfy.model_management as mm
@@ -14,8 +14,8 @@ import folder_paths
 import torch
 from torch import nn
 
-from ..aiprod_engine.errors import MismatchError
-from ..aiprod_engine.memory.placement import Placement
+from ..aiprod_engine.errors import CheckpointError, MismatchError
+from ..aiprod_engine.memory.residency import Residency
 from ..aiprod_engine.weights.recipe import Recipe
 
 logger = logging.getLogger("aiprod")
@@ -31,20 +31,20 @@ def compute_dtype() -> torch.dtype:
     return torch.bfloat16 if mm.should_use_bf16(compute_device()) else torch.float32
 
 
-def list_files(folder: str) -> list[str]:
-    """Names of the files in one of the host's model folders, over all its registered roots."""
-    return folder_paths.get_filename_list(folder)
+def list_files(*folders: str) -> list[str]:
+    """Names of the files in the host's model folders, each name once."""
+    return list(dict.fromkeys(n for f in folders for n in folder_paths.get_filename_list(f)))
 
 
-def find_file(folder: str, name: str) -> Path | None:
-    """Full path of a listed file, or None; the host keeps names inside its folders."""
-    found = folder_paths.get_full_path(folder, name)
-    return None if found is None else Path(found)
+def find_file(folders: Sequence[str], name: str) -> Path | None:
+    """Full path of a listed file in the first folder that has it; never outside the folders."""
+    paths = (folder_paths.get_full_path(folder, name) for folder in folders)
+    return next((Path(path) for path in paths if path is not None), None)
 
 
-def fingerprint(folder: str, name: str | None) -> tuple:
+def fingerprint(folders: Sequence[str], name: str | None) -> tuple:
     """Changes when a listed file is replaced; never reads it."""
-    path = None if name is None else find_file(folder, name)
+    path = None if name is None else find_file(folders, name)
     if path is None:
         return (name,)
     stat = path.stat()
@@ -62,22 +62,22 @@ class Handle:
     parent = None
 
     def __init__(self, module: nn.Module, load_device: torch.device):
-        self.placement = Placement(module)
+        self.residency = Residency(module)
         self.load_device = load_device
         self.offload_device = torch.device("cpu")
 
     @property
     def model(self) -> nn.Module:
-        return self.placement.module
+        return self.residency.module
 
     def model_size(self) -> int:
-        return self.placement.total_bytes
+        return self.residency.total_bytes
 
     def loaded_size(self) -> int:
-        return self.placement.placed_bytes
+        return self.residency.placed_bytes
 
     def current_loaded_device(self) -> torch.device:
-        return self.placement.device or self.offload_device
+        return self.residency.device or self.offload_device
 
     def model_dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
@@ -95,31 +95,34 @@ class Handle:
         return getattr(other, "model", None) is self.model
 
     def partially_load(self, device, extra_memory=0, force_patch_weights=False) -> int:
-        return self.placement.place(torch.device(device))
+        """Keep as many blocks on the device as fit `extra_memory` more bytes; the rest stream."""
+        budget = self.residency.placed_bytes + extra_memory
+        return self.residency.place(torch.device(device), budget)
 
     def partially_unload(self, device, memory_to_free=0, force_patch_weights=False) -> int:
-        return self.placement.release()
+        """Let more blocks stream; what is then still on the device is the least that works."""
+        return self.residency.shrink(memory_to_free)
 
     def detach(self, unpatch_all: bool = True) -> None:
         """Release device memory; `unpatch_all=False` is the host re-sorting its list: keep all."""
         if unpatch_all:
-            self.placement.release()
+            self.residency.release()
 
     def get_ram_usage(self) -> int:
-        return self.placement.total_bytes
+        return self.residency.total_bytes
 
     # newer hosts
     def is_dynamic(self) -> bool:
         return False
 
     def model_mmap_residency(self, free: bool = False) -> tuple[int, int]:
-        return 0, self.placement.total_bytes
+        return 0, self.residency.total_bytes
 
     def pinned_memory_size(self) -> int:
-        return 0
+        return self.residency.locked_bytes
 
     def partially_unload_ram(self, ram_to_unload: int) -> int:
-        return 0
+        return self.residency.unlock()
 
 
 # A handle lives as long as the recipe on the wire that asked for it; the host frees both together.
@@ -165,3 +168,58 @@ def progress(total: int) -> Callable[[int], None]:
         bar.update_absolute(value, total)
 
     return advance
+
+
+def _saved_roots() -> dict[str, Path]:
+    return {
+        "output": Path(folder_paths.get_output_directory()),
+        "input": Path(folder_paths.get_input_directory()),
+    }
+
+
+def list_saved(folder: str) -> list[str]:
+    """Tensor files below output/`folder` and in input, as "name [output]"."""
+    roots = _saved_roots()
+    places = [(roots["output"], roots["output"] / folder), (roots["input"], roots["input"])]
+    return [
+        f"{path.relative_to(root).as_posix()} [{root_name}]"
+        for root_name, (root, place) in zip(roots, places, strict=True)
+        for path in sorted(place.rglob("*.safetensors"))
+    ]
+
+
+def find_saved(name: str) -> Path:
+    """Path of a listed tensor file; raises if it is gone or would lie outside its folder."""
+    plain, _, root_name = name.removesuffix("]").rpartition(" [")
+    root = _saved_roots().get(root_name)
+    if root is not None:
+        path = (root / plain).resolve()
+        if path.is_relative_to(root.resolve()) and path.is_file():
+            return path
+    raise CheckpointError(
+        f"a saved file must lie in the output or input folder; {name!r} does not: choose another"
+    )
+
+
+def fingerprint_saved(name: str | None) -> tuple:
+    """Changes when a saved file is replaced."""
+    try:
+        stat = find_saved(name or "").stat()
+    except CheckpointError:
+        return (name,)
+    return (name, stat.st_size, stat.st_mtime_ns)
+
+
+def new_file(prefix: str) -> tuple[Path, dict]:
+    """A free path below the output folder for `prefix`, and what the interface shows of it."""
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+        prefix, folder_paths.get_output_directory()
+    )
+    while (path := Path(folder) / f"{name}_{counter:05}_.safetensors").exists():
+        counter += 1
+    return path, {"files": [{"filename": path.name, "subfolder": subfolder, "type": "output"}]}
+
+
+def statistics(decoder: Recipe) -> nn.Module:
+    """Per-channel statistics of a video VAE, on the CPU; the rest of it stays in its file."""
+    return _handle(decoder).residency.module.per_channel_statistics

@@ -19,6 +19,7 @@ TextParts = io.Custom("AIPROD_TEXT_PARTS")
 TextEncoder = io.Custom("AIPROD_TEXT_ENCODER")
 VideoVAE = io.Custom("AIPROD_VIDEO_VAE")
 AudioVAE = io.Custom("AIPROD_AUDIO_VAE")
+Upsampler = io.Custom("AIPROD_UPSAMPLER")
 Conditioning = io.Custom("AIPROD_CONDITIONING")
 Guider = io.Custom("AIPROD_GUIDER")
 Latent = io.Custom("AIPROD_LATENT")  # payload: aiprod_engine.types.AVLatent
@@ -84,6 +85,17 @@ class AudioVAEPayload:
 
     def __repr__(self) -> str:
         return f"audio VAE {self.info.version}"
+
+
+@dataclass(frozen=True)
+class UpsamplerPayload:
+    """A latent upsampler."""
+
+    upsampler: Recipe
+    info: Info
+
+    def __repr__(self) -> str:
+        return f"upsampler {', '.join(self.info.components)}"
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,9 @@ from dataclasses import replace
 from comfy_api.latest import io
 
 from ..aiprod_engine.errors import MismatchError
-from ..aiprod_engine.pipelines.stage import SAMPLERS, Stage, run_stage, stg_blocks
+from ..aiprod_engine.pipelines.stage import SAMPLERS, Noise, Stage, Start, run_stage
 from ..aiprod_engine.sampling import presets, schedules
 from ..aiprod_engine.sampling.denoise import Contexts
-from ..aiprod_engine.sampling.noise import CpuNoise
 from ..aiprod_engine.types import Streams
 from . import _host as host
 from . import _sockets as sockets
@@ -123,26 +122,26 @@ class Sampler(io.ComfyNode):
             raise MismatchError("the Sampler needs at least one step; sigmas holds none")
         # a latent that was sampled before is refined from the level at which the schedule begins
         level = 1.0 if latent.video is None and latent.audio is None else float(sigmas[0])
-        stage = Stage(sigmas, sampler, level)
+        contexts = Contexts(guider.positive, guider.negative)
+        stage = Stage(contexts, sigmas, _guidance(guider, model), sampler, level)
         advance = host.progress(len(sigmas) - 1)
+
+        def tell(event, value) -> None:
+            if event == "step":
+                advance(value.index + 1)
+
         with host.on_device(model.transformer) as (transformer,):
             done = run_stage(
-                transformer,
-                Contexts(guider.positive, guider.negative),
-                _guidance(guider, model, transformer.config.num_layers),
-                latent,
-                stage,
-                CpuNoise(seed),
-                on_step=lambda step: advance(step.index + 1),
+                transformer, Start(latent), stage, Noise.seeded(seed), tell,
                 on_block=lambda index: host.check_cancelled(),
-            )
+            )  # fmt: skip
         return io.NodeOutput(replace(done, version=model.info.version))
 
 
-def _guidance(guider: sockets.GuiderPayload, model: sockets.ModelPayload, layers: int) -> Streams:
+def _guidance(guider: sockets.GuiderPayload, model: sockets.ModelPayload) -> Streams:
     if not guider.auto_blocks:
         return Streams(guider.video, guider.audio)
-    blocks = stg_blocks(presets.preset(model.info.version).video.stg_blocks, layers)
+    blocks = presets.preset(model.info.version).video.stg_blocks
     return Streams(
         replace(guider.video, stg_blocks=blocks), replace(guider.audio, stg_blocks=blocks)
     )

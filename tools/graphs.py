@@ -94,7 +94,7 @@ def text_to_video(negative: str) -> Graph:
 
 
 def _graphs() -> tuple[Graph, ...]:
-    from aiprod_engine.sampling.presets import NEGATIVE_PROMPT
+    from aiprod_engine.sampling.negative_prompt import NEGATIVE_PROMPT
 
     return (text_to_video(NEGATIVE_PROMPT),)
 

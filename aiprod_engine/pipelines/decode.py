@@ -11,10 +11,8 @@ from .. import timing
 from ..errors import MismatchError
 from ..media.pixels import to_image
 from ..models.audio_vae.codec import decode_audio, fit_track
-from ..models.video_vae import VideoDecoder
-from ..models.video_vae.streaming import stream_decode
-from ..tiling.decode import tiled_decode
-from ..tiling.plan import TileSizes, decode_plan
+from ..models.video_vae import VideoDecoder, stream_decode
+from ..tiling import TileSizes, plan_decode, tiled_decode
 from ..types import AVLatent
 
 TILINGS = ("auto", "tiled", "off")
@@ -31,12 +29,9 @@ def decode_frames(
 
     `on_frames` hears how many frames are done and may raise to cancel.
     """
-    if latent.video is None:
-        raise MismatchError("this latent has no video to decode; wire a sampler's output here")
-    video = latent.video[:1].to(decoder.conv_in.conv.weight)
     images = torch.empty(latent.frames, latent.height, latent.width, 3)
     done = 0
-    for chunk in _chunks(decoder, video, tiling):
+    for chunk in pixel_chunks(decoder, latent, tiling):
         count = chunk.shape[2]
         images[done : done + count] = to_image(chunk)
         done += count
@@ -44,20 +39,32 @@ def decode_frames(
     return images
 
 
-def _chunks(decoder: VideoDecoder, video: Tensor, tiling: str) -> Iterator[Tensor]:
-    """Pixel chunks (1, 3, f, H, W) in time order, every frame once."""
-    if tiling == "auto":
-        frames = stream_decode(decoder, video.unbind(2))
-        return (frame.unsqueeze(2) for frame in frames)
-    if tiling == "tiled":
-        return tiled_decode(decoder, video, decode_plan(video.shape[2:], TileSizes()))
-    return iter((decoder(video),))
+def pixel_chunks(decoder: VideoDecoder, latent: AVLatent, tiling: str = "auto") -> Iterator[Tensor]:
+    """Pixels (1, 3, f, H, W) in [-1, 1] of the first sample, chunk by chunk in time order.
+
+    `auto` is exact and its memory does not depend on the length; `tiled` is the authors' overlap
+    tiling, an approximation; `off` decodes the whole clip at once.
+    """
+    if latent.video is None:
+        raise MismatchError("this latent has no video to decode; wire a sampler's output here")
+    if tiling not in TILINGS:
+        raise MismatchError(f"tiling must be one of {', '.join(TILINGS)}, got {tiling!r}")
+    return _chunks(decoder, latent.video[:1].to(decoder.conv_in.conv.weight), tiling)
 
 
 @torch.inference_mode()
-def decode_track(
-    decoder: nn.Module, vocoder: nn.Module, latent: AVLatent
-) -> tuple[Tensor, int]:
+def _chunks(decoder: VideoDecoder, video: Tensor, tiling: str) -> Iterator[Tensor]:
+    if tiling == "auto":
+        for frame in stream_decode(decoder, video.unbind(2)):
+            yield frame.unsqueeze(2)
+    elif tiling == "tiled":
+        yield from tiled_decode(decoder, video, plan_decode(video.shape[2:], TileSizes()))
+    else:
+        yield decoder(video)
+
+
+@torch.inference_mode()
+def decode_track(decoder: nn.Module, vocoder: nn.Module, latent: AVLatent) -> tuple[Tensor, int]:
     """Waveform (B, 2, S) float32 on the CPU and its rate, exactly as long as the picture.
 
     Decoded sound is 10 to 50 ms shorter than the picture; the rest is silence.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,15 +16,77 @@ from ..latents.conditioning import Conditioning, apply_all
 from ..latents.patchify import unpatchify_audio, unpatchify_video
 from ..latents.positions import VideoGrid
 from ..latents.state import audio_state, clear_conditioning, video_state
-from ..models.transformer import Transformer
+from ..models.transformer import Transformer, TransformerConfig
 from ..sampling.denoise import Contexts, GuidedDenoiser
-from ..sampling.loops import StepCallback, euler, heun, ignore
-from ..sampling.noise import NoiseSource, noise_streams
+from ..sampling.guidance import Guidance, GuidanceSchedule
+from ..sampling.loops import euler, euler_ancestral, euler_cfg_pp, gradient_estimation, heun
+from ..sampling.noise import CpuNoise, NoiseSource, WhitenedNoise, ancestral_noise, noise_streams
+from ..sampling.res2s import res_2s
 from ..types import AVLatent, Streams, TokenState
 
 LATENT_BINS = 16  # 64 mel bands, compressed by 4: every release
+PUBLISHED_LAYERS = 48  # depth of the transformer in 2.0, 2.3 and 2.5
 
-SAMPLERS = {"euler": euler, "heun": heun}
+SAMPLERS: dict[str, Callable[..., Streams]] = {
+    "euler": euler,
+    "heun": heun,
+    "euler_ancestral": euler_ancestral,
+    "euler_cfg_pp": partial(euler_cfg_pp, eta=0.0),
+    "euler_ancestral_cfg_pp": euler_cfg_pp,
+    "res_2s": res_2s,
+    "gradient_estimation": gradient_estimation,
+}
+# Samplers that draw noise in every step -> source for the seed of the run.
+STEP_NOISE: dict[str, Callable[[int], NoiseSource]] = {
+    "euler_ancestral": ancestral_noise,
+    "euler_ancestral_cfg_pp": ancestral_noise,
+    "res_2s": lambda seed: WhitenedNoise(),  # noqa: ARG005 - the reference never seeds it
+}
+NEEDS_UNCOND = ("euler_cfg_pp", "euler_ancestral_cfg_pp")
+
+Tell = Callable[[str, Any], None]
+
+
+def silent(event: str, value: Any) -> None:
+    """The listener that does nothing."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Random numbers of one run: `initial` serves all stages in turn, `steps` starts anew in each.
+
+    `steps(sampler)` is the source of noise within a stage, None for samplers that draw none.
+    """
+
+    initial: NoiseSource
+    steps: Callable[[str], NoiseSource | None]
+
+    @classmethod
+    def seeded(cls, seed: int) -> Noise:
+        """The default: CPU generators, so that results do not depend on the device."""
+
+        def steps(sampler: str) -> NoiseSource | None:
+            return STEP_NOISE[sampler](seed) if sampler in STEP_NOISE else None
+
+        return cls(CpuNoise(seed), steps)
+
+    @classmethod
+    def injected(cls, source: NoiseSource) -> Noise:
+        """Every draw, of every purpose, from one source."""
+        return cls(source, lambda sampler: source)  # noqa: ARG005
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a stage starts from: a clip's latents (absent ones are empty) and their conditioning.
+
+    `frozen` names streams that are given, not generated. Items are applied in their order.
+    """
+
+    latent: AVLatent
+    video_items: tuple[Conditioning, ...] = ()
+    audio_items: tuple[Conditioning, ...] = ()
+    frozen: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -30,97 +94,134 @@ class Stage:
     """How one stage samples.
 
     `sigmas` (n + 1) float32 ending in 0; `noise_scale` is the level the stage starts from, its
-    first sigma where an existing latent is refined. `frozen` names streams that are given.
-    `batch_passes` is how many guidance passes share one forward.
+    first sigma where an existing latent is refined. `guidance` holds strengths per stream, none:
+    one evaluation a step. `batch_passes` is how many guidance passes share one forward; `options`
+    go to the sampler.
     """
 
+    contexts: Contexts
     sigmas: Tensor
+    guidance: Streams = Streams()
     sampler: str = "euler"
     noise_scale: float = 1.0
-    frozen: frozenset[str] = frozenset()
-    video_items: tuple[Conditioning, ...] = ()
-    audio_items: tuple[Conditioning, ...] = ()
     batch_passes: int = 1
-    options: dict = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @torch.inference_mode()
 def run_stage(
     model: Transformer,
-    contexts: Contexts,
-    guidance: Streams,
-    latent: AVLatent,
+    start: Start,
     stage: Stage,
-    noise: NoiseSource,
-    step_noise: NoiseSource | None = None,
-    on_step: StepCallback = ignore,
+    noise: Noise,
+    tell: Tell = silent,
     on_block: Callable[[int], None] | None = None,
 ) -> AVLatent:
-    """The clip's latents after the stage, float32 on the CPU, conditioning cleared."""
+    """The clip's latents after the stage, float32 on the CPU, conditioning cleared.
+
+    `tell` hears "start", "stage", "states" (noised), "step" (StepInfo) and "latent"; `on_block`
+    runs before every block; both may raise to cancel.
+    """
+    tell("start", start)
+    tell("stage", stage)
     device, dtype = _home(model)
-    states = initial_states(model, latent, stage)
-    states = states.map(lambda state: _to(state, device))
-    states = noise_streams(states, stage.noise_scale, noise)
-
-    def forward(video, audio, perturbations):
-        return model(video, audio, perturbations, on_block)
-
+    states = initial_states(model.config, start).map(lambda state: _to(state, device))
+    states = noise_streams(states, stage.noise_scale, noise.initial)
+    tell("states", states)
     denoise = GuidedDenoiser(
-        forward,
-        contexts_on(contexts, device),
-        guidance,
+        _forward(model, states, on_block),
+        contexts_on(stage.contexts, device),
+        at_depth(stage.guidance, model.config.num_layers),
         dtype=dtype,
         batch_passes=stage.batch_passes,
+        force_uncond=stage.sampler in NEEDS_UNCOND,
     )
-    sampler = SAMPLERS[stage.sampler]
+    sampler = partial(SAMPLERS[stage.sampler], **stage.options)
     states = sampler(
-        denoise, states, stage.sigmas, noise=step_noise, on_step=on_step, **stage.options
+        denoise,
+        states,
+        stage.sigmas,
+        noise=noise.steps(stage.sampler),
+        on_step=lambda info: tell("step", info),
     )
-    return finished(states, latent)
+    latent = finished(states, start.latent)
+    tell("latent", latent)
+    return latent
 
 
-def initial_states(model: Transformer, latent: AVLatent, stage: Stage) -> Streams:
+def _forward(model: Transformer, states: Streams, on_block: Callable[[int], None] | None):
+    """The model as the denoiser calls it.
+
+    Where the tokens of every sample share one timestep, one is passed and the modulation is
+    computed once: most of a plain text-to-video run.
+    """
+    shared = states.map(lambda s: bool((s.denoise_mask == s.denoise_mask[:, :1]).all()))
+
+    def entry(modality, is_shared):
+        return replace(modality, timesteps=modality.timesteps[:, :1]) if is_shared else modality
+
+    def forward(video, audio, perturbations):
+        video, audio = entry(video, shared.video), entry(audio, shared.audio)
+        return model(video, audio, perturbations, on_block)
+
+    return forward
+
+
+def initial_states(config: TransformerConfig, start: Start) -> Streams:
     """Token states before noise: given or empty latents, then the conditioning items."""
-    config = model.config
-    wanted = latent.modalities
-    video = audio = None
-    if wanted in ("av", "video") and config.modalities in ("av", "video"):
-        empty = latent.video is None
-        grid = VideoGrid(
-            timing.latent_frames(latent.frames),
-            latent.height // timing.SPACE_FACTOR,
-            latent.width // timing.SPACE_FACTOR,
-            latent.fps,
-        )
-        content = grid.zeros(1, config.in_channels) if empty else latent.video.float()
-        video = video_state(content, latent.fps, frozen="video" in stage.frozen)
-        video = apply_all(video, stage.video_items, grid)
-    if wanted in ("av", "audio") and config.modalities in ("av", "audio"):
-        content = latent.audio
-        if content is None:
-            count = timing.audio_latents(latent.frames, latent.fps)
-            content = torch.zeros(1, config.audio_in_channels // LATENT_BINS, count, LATENT_BINS)
-        audio = audio_state(content.float(), frozen="audio" in stage.frozen)
-        audio = apply_all(audio, stage.audio_items)
-    if video is None and audio is None:
+    latent = start.latent
+    streams = [s for s in ("video", "audio") if _has(latent, s) and s in config_streams(config)]
+    if not streams:
         raise MismatchError(
-            f"the latent asks for {wanted}, the transformer makes {config.modalities} only; "
-            "choose another transformer"
+            f"the latent asks for {latent.modalities}, the transformer makes {config.modalities} "
+            "only; choose another transformer"
         )
-    return Streams(video, audio)
+    for name in start.frozen & set(streams):
+        if getattr(latent, name) is None:
+            raise MismatchError(f"a frozen {name} stream must be given; encode it into the latent")
+    return Streams(
+        _video_state(config, start) if "video" in streams else None,
+        _audio_state(config, start) if "audio" in streams else None,
+    )
+
+
+def _has(latent: AVLatent, stream: str) -> bool:
+    return latent.modalities in ("av", stream)
+
+
+def config_streams(config: TransformerConfig) -> tuple[str, ...]:
+    """Names of the streams that a transformer has."""
+    return tuple(stream.name for stream in config.streams)
+
+
+def grid_of(latent: AVLatent) -> VideoGrid:
+    """Latent grid of a clip."""
+    return VideoGrid.of_pixels(latent.frames, latent.height, latent.width, latent.fps)
+
+
+def _video_state(config: TransformerConfig, start: Start) -> TokenState:
+    grid, given = grid_of(start.latent), start.latent.video
+    content = grid.zeros(1, config.in_channels) if given is None else given.float()
+    state = video_state(content, grid.fps, frozen="video" in start.frozen)
+    return apply_all(state, start.video_items, grid)
+
+
+def _audio_state(config: TransformerConfig, start: Start) -> TokenState:
+    content = start.latent.audio
+    if content is None:
+        count = timing.audio_latents(start.latent.frames, start.latent.fps)
+        content = torch.zeros(1, config.audio_in_channels // LATENT_BINS, count, LATENT_BINS)
+    state = audio_state(content.float(), frozen="audio" in start.frozen)
+    return apply_all(state, start.audio_items)
 
 
 def finished(states: Streams, latent: AVLatent) -> AVLatent:
     """Latents of the final states in the clip they belong to."""
     cleared = states.map(clear_conditioning)
-    video, audio = latent.video, latent.audio
+    video, audio, grid = latent.video, latent.audio, grid_of(latent)
     if cleared.video is not None:
-        video = unpatchify_video(
-            cleared.video.latent.cpu(),
-            timing.latent_frames(latent.frames),
-            latent.height // timing.SPACE_FACTOR,
-            latent.width // timing.SPACE_FACTOR,
-        )
+        tokens = cleared.video.latent.cpu()
+        video = unpatchify_video(tokens, grid.frames, grid.height, grid.width)
     if cleared.audio is not None:
         tokens = cleared.audio.latent.cpu()
         audio = unpatchify_audio(tokens, tokens.shape[-1] // LATENT_BINS, LATENT_BINS)
@@ -133,20 +234,36 @@ def contexts_on(contexts: Contexts, device: torch.device) -> Contexts:
     def move(side):
         if side is None:
             return None
-        moved = (None if c is None else c.to(device) for c in (side.video, side.audio))
-        return Streams(*moved)
+        found = (getattr(side, name) for name in ("video", "audio"))
+        return Streams(*(None if context is None else context.to(device) for context in found))
 
     return Contexts(move(contexts.positive), move(contexts.negative))
 
 
-def stg_blocks(preset: Sequence[int], layers: int, published: int = 48) -> tuple[int, ...]:
+def at_depth(guidance: Streams, layers: int) -> Streams:
+    """The same guidance with STG blocks that this transformer has (see `stg_blocks`)."""
+
+    def one(strengths: Guidance | GuidanceSchedule) -> Guidance | GuidanceSchedule:
+        if isinstance(strengths, GuidanceSchedule):
+            return GuidanceSchedule({bound: one(g) for bound, g in strengths.bins.items()})
+        if strengths.stg_blocks is None:
+            return strengths
+        return replace(strengths, stg_blocks=stg_blocks(strengths.stg_blocks, layers))
+
+    return guidance.map(one)
+
+
+def stg_blocks(
+    preset: Sequence[int], layers: int, published: int = PUBLISHED_LAYERS
+) -> tuple[int, ...]:
     """The preset's blocks, or those at the same depth where the transformer is shallower."""
     return tuple(b if b < layers else b * layers // published for b in preset)
 
 
 def _home(model: Transformer) -> tuple[torch.device, torch.dtype]:
-    bias = next(model.parameters())
-    return bias.device, bias.dtype
+    """Device and dtype of the model's input; a bias is stored plainly in every format."""
+    entry = model.get_submodule(model.config.streams[0].prefix + "patchify_proj")
+    return entry.bias.device, entry.bias.dtype
 
 
 def _to(state: TokenState, device: torch.device) -> TokenState:

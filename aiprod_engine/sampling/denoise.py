@@ -22,6 +22,9 @@ Model = Callable[
 ]
 
 
+_STREAMS = ("video", "audio")
+
+
 def x0_from_velocity(x: Tensor, velocity: Tensor, timesteps: Tensor | float) -> Tensor:
     """Return x - velocity * timesteps, computed in float32, in the dtype of `x` (B, N, C).
 
@@ -93,17 +96,17 @@ class GuidedDenoiser:
             for name, guidance in running.items():
                 x0s = {key: getattr(result, name) for key, result in results.items()}
                 self._remember(name, guidance, x0s)
-        names = [name for name in ("video", "audio") if getattr(states, name) is not None]
+        names = [name for name in _STREAMS if getattr(states, name) is not None]
         uncond = {name: self._memory[name].uncond for name in names}
         return Prediction(
             **{name: self._memory[name].x0 for name in names},
-            uncond=None if None in uncond.values() else Streams(**uncond),
+            uncond=None if any(x is None for x in uncond.values()) else Streams(**uncond),
         )
 
     def _running(self, states: Streams, sigma: float, step: int) -> dict[str, Guidance]:
         """Guidance of the streams to compute in this step: those present and not skipped."""
         running = {}
-        for name in ("video", "audio"):
+        for name in _STREAMS:
             if getattr(states, name) is None:
                 continue
             given = getattr(self.guidance, name) or self.guidance.video or Guidance()
@@ -113,7 +116,7 @@ class GuidedDenoiser:
         return running
 
     def _check_negatives(self, running: dict[str, Guidance]) -> None:
-        negatives = {n for n in ("video", "audio") if self.contexts.of(n, "negative") is not None}
+        negatives = {n for n in _STREAMS if self.contexts.of(n, "negative") is not None}
         if self.force_uncond and not negatives:
             raise MismatchError("CFG++ needs a negative context, got none; encode one, even empty")
         for name, guidance in running.items():
@@ -129,21 +132,13 @@ class GuidedDenoiser:
         """Run the passes; return both streams' x0 by pass name."""
         results = {}
         for chunk in self._chunks(passes):
-            video, audio = (
-                self._modality(name, getattr(states, name), sigma, chunk, name in enabled)
-                for name in ("video", "audio")
-            )
-            batch = len((video or audio).tokens) // len(chunk)
+            inputs = [self._modality(name, states, sigma, chunk, enabled) for name in _STREAMS]
+            batch = next(len(m.tokens) for m in inputs if m is not None) // len(chunk)
             perturbations = [list(p.perturbations) for p in chunk for _ in range(batch)]
-            outputs = self.model(video, audio, perturbations)
+            outputs = Streams(*self.model(*inputs, perturbations))
             for index, one in enumerate(chunk):
-                part = slice(index * batch, (index + 1) * batch)
-                results[one.name] = Streams(
-                    *(
-                        None if state is None else self._x0(state, output[part], sigma)
-                        for state, output in zip((states.video, states.audio), outputs, strict=True)
-                    )
-                )
+                rows = slice(index * batch, (index + 1) * batch)
+                results[one.name] = self._x0(states, outputs, rows, sigma)
         return results
 
     def _chunks(self, passes: Sequence[Pass]) -> Iterator[Sequence[Pass]]:
@@ -153,26 +148,26 @@ class GuidedDenoiser:
     def _modality(
         self,
         name: str,
-        state: TokenState | None,
+        states: Streams,
         sigma: float,
         chunk: Sequence[Pass],
-        enabled: bool,
+        enabled: frozenset[str],
     ) -> Modality | None:
         """One stream's input: [pass 0 sample 0, pass 0 sample 1, .., pass 1 sample 0, ..]."""
+        state = getattr(states, name)
         if state is None:
             return None
         count, level = len(chunk), _level(state, sigma)
         batch, device = len(state.latent), state.latent.device
+        context = torch.cat([self._context(name, one, batch) for one in chunk])
         return Modality(
             tokens=_tiled(state.latent.to(self.dtype), count),
             sigma=torch.full((count * batch,), level, device=device),
             timesteps=_tiled(state.denoise_mask * level, count),
             positions=_tiled(state.positions, count),
-            context=torch.cat([self._context(name, p, batch) for p in chunk]).to(
-                device, self.dtype
-            ),
+            context=context.to(device, self.dtype),
             attention_mask=_tiled(state.attention_mask, count),
-            enabled=enabled,
+            enabled=name in enabled,
             keyframes_mask=_tiled(state.keyframes_mask, count),
         )
 
@@ -185,11 +180,17 @@ class GuidedDenoiser:
         context = positive if negative is None else negative
         return context.expand(batch, -1, -1)
 
-    def _x0(self, state: TokenState, output: Tensor, sigma: float) -> Tensor:
-        if self.predicts == "x0":
-            return output.to(state.latent.dtype)
-        # From the exact latent, not the rounded tokens: kept tokens come back unchanged.
-        return x0_from_velocity(state.latent, output, state.denoise_mask * _level(state, sigma))
+    def _x0(self, states: Streams, outputs: Streams, rows: slice, sigma: float) -> Streams:
+        """Return the x0 of one pass, whose outputs are `rows` of the batch."""
+
+        def one(state: TokenState, output: Tensor) -> Tensor:
+            if self.predicts == "x0":
+                return output[rows].to(state.latent.dtype)
+            # From the exact latent, not the rounded tokens: kept tokens come back unchanged.
+            timesteps = state.denoise_mask * _level(state, sigma)
+            return x0_from_velocity(state.latent, output[rows], timesteps)
+
+        return states.map(one, outputs)
 
     def _remember(self, name: str, guidance: Guidance, x0s: dict[str, Tensor]) -> None:
         before = self._memory.get(name)

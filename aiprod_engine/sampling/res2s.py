@@ -93,7 +93,9 @@ class _Interval:
         The reference repeats anchor <- midpoint - share * (x0 - anchor); after n rounds that is the
         fixed point plus share^n of the first distance to it.
         """
-        share = self.h * self.a21  # below 1/4 where it is used
+        if not self.anchor_iterations:
+            return anchor
+        share = self.h * self.a21  # below 1/4, as h is below 1/2
         fixed = (midpoint - share * x0) / (1 - share)
         return fixed + share**self.anchor_iterations * (anchor - fixed)
 

@@ -16,6 +16,10 @@ from torch import Tensor
 
 from ..errors import MismatchError
 
+NOT_BESIDE = (
+    "a DoRA adapter rescales the whole weight and cannot run beside a quantised one; "
+    "use it with an unquantised model"
+)
 _TEMPORARY = 256 << 20  # bytes of float32 temporaries while a weight is fused
 _LIVE = 6  # row chunks alive at once: sum, delta, product and what DoRA adds
 
@@ -149,10 +153,7 @@ class Dora:
                 yield magnitude[rows] * merged / self._row_norm(original, merged) - original
 
     def low_rank(self) -> tuple[Tensor, Tensor]:
-        raise MismatchError(
-            "a DoRA adapter rescales the whole weight and cannot run beside a quantised one; "
-            "use it with an unquantised transformer"
-        )
+        raise MismatchError(NOT_BESIDE)
 
     def _row_norm(self, original: Tensor, merged: Tensor) -> Tensor:
         if self.norm == "merged_rows":
@@ -197,15 +198,19 @@ def _row_chunks(weight: Tensor) -> list[slice]:
 @contextmanager
 def _exact_products(device: torch.device) -> Iterator[None]:
     """float32 products in full precision, whatever the host chose: TF32 loses 13 bits."""
-    matmul = torch.backends.cuda.matmul
-    if device.type != "cuda" or not matmul.allow_tf32:
+    if device.type != "cuda":
         yield
         return
-    matmul.allow_tf32 = False
+    matmul = torch.backends.cuda.matmul
+    # torch 2.9 renamed the switch, and reading the old name raises once the new one was used.
+    renamed = hasattr(matmul, "fp32_precision")
+    name, exact = ("fp32_precision", "ieee") if renamed else ("allow_tf32", False)
+    before = getattr(matmul, name)
+    setattr(matmul, name, exact)
     try:
         yield
     finally:
-        matmul.allow_tf32 = True
+        setattr(matmul, name, before)
 
 
 def _size(part: tuple[Tensor, ...]) -> tuple[int, int]:

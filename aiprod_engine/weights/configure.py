@@ -9,11 +9,11 @@ from typing import Any
 
 from ..errors import CheckpointError, UnsupportedConfig
 from .header import Header, short
-from .identify import Info
+from .info import Info
 from .keymap import PARTS, split
 from .presets import preset
 from .quant_formats import parse_json
-from .shapes import DERIVE, Shapes
+from .shapes import DERIVE, MAX_LAYERS, Shapes
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ SECTIONS = {
     "text_encoder": "gemma",
     "upsampler": "upsampler",
 }
-_MAX_LAYERS, _MAX_WIDTH = 256, 65_536
+_MAX_WIDTH, _MAX_NUMBER = 65_536, 2**31
 
 
 def component_section(info: Info, header: Header, kind: str) -> dict[str, Any]:
@@ -63,7 +63,10 @@ def section(
     for path, value, other in contradictions(config or {}, shown):
         _log.warning(
             "%s: config says %s = %s, the tensors show %s; the tensors are trusted",
-            kind, path, short(value), short(other),
+            kind,
+            path,
+            short(value),
+            short(other),
         )
     return overlay(base, shown)
 
@@ -103,13 +106,13 @@ def _check_range(value: Any, path: str) -> None:
         return
     if not isinstance(value, int | float) or isinstance(value, bool):
         return
-    limit = 2**31
+    limit = _MAX_NUMBER
     if "num_layers" in path or "num_blocks" in path or path == "num_hidden_layers":
-        limit = _MAX_LAYERS
+        limit = MAX_LAYERS
     elif path.endswith(("_dim", "channels", "_heads", "hidden_size", "intermediate_size")):
         limit = _MAX_WIDTH
-    if not math.isfinite(value) or abs(value) > limit:
-        raise UnsupportedConfig(f"config: {short(path)} is {value:.6g}; at most {limit}")
+    if (isinstance(value, float) and not math.isfinite(value)) or abs(value) > limit:
+        raise UnsupportedConfig(f"config: {short(path)} is {short(value, 20)}; at most {limit}")
 
 
 def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

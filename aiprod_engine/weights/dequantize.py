@@ -1,4 +1,4 @@
-"""Stored weights of one quantised linear -> float32 (out, in), in torch, on any device.
+"""Stored tensors of one quantised linear -> its weight (out, in), in torch, on any device.
 
 A layer is its format plus its tensors by role: `weight` and, depending on the format,
 `weight_scale`, `weight_scale_2`, `weight_codebook`, `weight_s_rel`, `weight_s_channel`.
@@ -13,30 +13,35 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .gguf_blocks import decode_blocks
-from .quant_formats import LayerFormat
+from .quant_formats import SUMMARY, LayerFormat
 
 # e2m1 codes 0..15: the upper half is negative.
 _FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _FP4_GROUP, _MX_GROUP = 16, 32  # inputs per block scale
 
 
-def dequantize(layer: LayerFormat, tensors: Mapping[str, Tensor]) -> Tensor:
-    """float32 weight (out, in) of one layer; every product is taken in float32."""
+def dequantize(
+    layer: LayerFormat, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Weight (out, in) of one layer: products in float32, rounded once to `dtype`."""
     kind, _, block = layer.name.partition(":")
     if kind == "gguf":
-        return decode_blocks(block, tensors["weight"])
+        return decode_blocks(block, tensors["weight"]).to(dtype)
+    if kind in ("fp8_cast", "float8_e4m3fn", "float8_e5m2"):
+        return _fp8(tensors, dtype)
     if kind not in _DECODERS:
-        known = ", ".join([*_DECODERS, "gguf:<type>"])
+        known = ", ".join([*SUMMARY, "gguf:<type>"])
         raise CheckpointError(f"quantised format {kind!r} is not supported; known: {known}")
-    return _DECODERS[kind](layer, tensors)
+    return _DECODERS[kind](layer, tensors).to(dtype)
 
 
-def _cast(_: LayerFormat, tensors: Mapping[str, Tensor]) -> Tensor:
-    return tensors["weight"].float()
-
-
-def _scaled(_: LayerFormat, tensors: Mapping[str, Tensor]) -> Tensor:
-    return tensors["weight"].float() * tensors["weight_scale"].float()  # scale: [] or [1]
+def _fp8(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+    """Every fp8 value is exact in each float type, so no float32 copy of the weight is made."""
+    weight = tensors["weight"].to(dtype)
+    if (scale := tensors.get("weight_scale")) is None:
+        return weight
+    # A scale with an axis makes the product float32; `out` rounds it once, in the same kernel.
+    return torch.mul(weight, scale.float().reshape(1), out=torch.empty_like(weight))
 
 
 def _nvfp4(_: LayerFormat, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -100,9 +105,6 @@ def rotate(x: Tensor, group: int | None) -> Tensor:
 
 
 _DECODERS: dict[str, Callable[[LayerFormat, Mapping[str, Tensor]], Tensor]] = {
-    "fp8_cast": _cast,
-    "float8_e4m3fn": _scaled,
-    "float8_e5m2": _scaled,
     "nvfp4": _nvfp4,
     "mxfp8": _mxfp8,
     "int8_tensorwise": _int8,

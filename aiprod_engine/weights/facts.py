@@ -37,8 +37,11 @@ def _connectors(shapes: Shapes) -> dict[str, Any]:
 
 def _projection(shapes: Shapes) -> dict[str, Any]:
     names = (f"text_embedding_projection.{n}aggregate_embed.weight" for n in ("", "video_"))
-    weight = next((shapes[name] for name in names if name in shapes), (None, None))
-    return {"projection_width": weight[0], "projection_inputs": weight[1]}
+    name = next((name for name in names if name in shapes), "")
+    return {
+        "projection_width": _axis(shapes, name, 0),
+        "projection_inputs": _axis(shapes, name, 1),
+    }
 
 
 def _video_vae(shapes: Shapes) -> dict[str, Any]:
@@ -53,7 +56,7 @@ def _gemma(shapes: Shapes) -> dict[str, Any]:
 
 def _upsampler(shapes: Shapes) -> dict[str, Any]:
     """Nothing in a temporal upsampler tells its version."""
-    middle = _axis(shapes, "initial_conv.weight", 0) or 1
+    middle = _axis(shapes, "initial_conv.weight", 0) or 1  # a hostile 0 divides nothing
     rational = (_axis(shapes, "upsampler.conv.weight", 0) or 0) // middle
     plain = shapes.get("upsampler.0.weight", ())
     versions = None

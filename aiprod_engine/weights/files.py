@@ -22,6 +22,7 @@ DIFFUSERS_PARTS = (
     "latent_upsampler",
 )
 FOLDER_CONFIG = "config.json"  # metadata key under which a folder's configuration is kept
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")  # may be named among the files
 _INDEX = ".safetensors.index.json"
 _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
 _MAX_INDEX = 100_000_000
@@ -40,7 +41,7 @@ def open_headers(files: Files) -> tuple[Header, ...]:
             headers += _folder(path)
         elif path.name.endswith(_INDEX):
             headers.append(_indexed(path))
-        else:
+        elif path.name not in TOKENIZER_FILES:
             singles.append(path)
     return (*_grouped(singles), *headers)
 
@@ -107,7 +108,8 @@ def _merged(headers: list[Header]) -> Header:
     tensors, metadata, shards = {}, {}, {}
     for header in headers:
         if twice := tensors.keys() & header.tensors.keys():
-            raise CheckpointError(f"{header.path.name}: another shard holds {short(min(twice))} too")
+            name = short(min(twice))
+            raise CheckpointError(f"{header.path.name}: another shard holds {name} too")
         tensors.update(header.tensors)
         metadata.update(header.metadata)
         shards.update(dict.fromkeys(header.tensors, header.path))

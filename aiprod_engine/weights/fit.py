@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from itertools import combinations
 
 from ..errors import MismatchError
-from .identify import Info
+from .info import Info
 from .quant_formats import parse_json
 
 

@@ -49,7 +49,6 @@ _SINGLE = (
     ("vae.", "video_vae", ""),
     ("duration_head.", "duration_head", ""),
 )
-_BARE_VAE = tuple((part, "video_vae", part) for part in ("encoder.", "decoder.", STATISTICS))
 _NOT_TEXT = (
     *("spiece_model", "tokenizer_json", "hf_asset__", "lm_head.", "language_model.lm_head."),
     *("vision_", "model.vision_", "multi_modal_projector.", "model.multi_modal_projector."),
@@ -124,21 +123,29 @@ _GGUF_GEMMA = {
 class Part:
     """What a network takes from a component: keys under `prefixes`, each replaced by its value.
 
-    Keys that match `ignored` (whole keys after the prefix) are known and not needed.
+    Keys that match `ignored` (whole keys after the prefix) are known and not needed, those under
+    `others` belong to another network of the component. Anything else counts as taken, so that
+    strict loading reports it.
     """
 
     component: str
     prefixes: Mapping[str, str]
+    others: tuple[str, ...] = ()
     ignored: re.Pattern[str] = re.compile("(?!)")
 
 
 _OLD_STATISTICS = rf"{re.escape(STATISTICS)}(channel|mean-of-stds|mean-of-stds_over_std-of-means)"
 _VAE_IGNORED = re.compile(rf"{_OLD_STATISTICS}|type_emb|coarse_.*")
 
+# The resampler's filters are computed; the inverse STFT basis is never read.
+_VOCODER_IGNORED = re.compile(r"mel_stft\.stft_fn\.inverse_basis|resampler\..*")
+
 
 def _half(component: str, name: str) -> tuple[Part, ...]:
     """One half of a VAE with its own copy of the statistics."""
-    return (Part(component, {f"{name}.": "", STATISTICS: STATISTICS}, _VAE_IGNORED),)
+    other = "decoder." if name == "encoder" else "encoder."
+    prefixes = {f"{name}.": "", STATISTICS: STATISTICS}
+    return (Part(component, prefixes, (other,), _VAE_IGNORED),)
 
 
 # kind -> where its tensors come from.
@@ -149,10 +156,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "video_decoder": _half("video_vae", "decoder"),
     "audio_encoder": _half("audio_vae", "encoder"),
     "audio_decoder": _half("audio_vae", "decoder"),
-    # The filters are computed; the inverse STFT basis is stored but never read.
-    "vocoder": (
-        Part("vocoder", {"": ""}, re.compile(r"mel_stft\.stft_fn\.inverse_basis|resampler\..*")),
-    ),
+    "vocoder": (Part("vocoder", {"": ""}, (), _VOCODER_IGNORED),),
     "text_encoder": (Part("text_encoder", {"": ""}),),
     "upsampler": (Part("upsampler", {"": ""}),),
 }
@@ -183,12 +187,12 @@ def take(part: Part, names: Mapping[str, str]) -> dict[str, str]:
     """{name in the network: file key} of one part of a component's {name: file key}."""
     taken = {}
     for name, key in names.items():
-        for prefix, replacement in part.prefixes.items():
-            if name.startswith(prefix):
-                inner = replacement + name[len(prefix) :]
-                if not part.ignored.fullmatch(inner):
-                    taken[inner] = key
-                break
+        if name.startswith(part.others):
+            continue
+        prefix = next((p for p in part.prefixes if name.startswith(p)), None)
+        inner = name if prefix is None else part.prefixes[prefix] + name[len(prefix) :]
+        if not part.ignored.fullmatch(inner):
+            taken[inner] = key
     return taken
 
 
@@ -200,11 +204,10 @@ def is_companion(name: str) -> bool:
 
 def _single(keys: list[str], prefix: str, components: set[str]) -> Iterable[tuple[str, str, str]]:
     rules = list(_SINGLE)
-    if "video_vae" in components or "video_vae_diffusion" in components:
-        if not any(key.startswith("vae.") for key in keys):
-            rules += _BARE_VAE
     if "transformer" in components:
         rules.append((prefix, "transformer", ""))
+    elif _is_bare_vae(keys, components):
+        rules.append(("", "video_vae", ""))
     if components & {"gemma3_12b", "gemma4_12b"}:
         rules += [(start, "", "") for start in _NOT_TEXT]
         rules.append((_gemma_prefix(keys), "text_encoder", ""))
@@ -216,6 +219,11 @@ def _single(keys: list[str], prefix: str, components: set[str]) -> Iterable[tupl
                 if component:
                     yield component, replacement + key[len(start) :], key
                 break
+
+
+def _is_bare_vae(keys: list[str], components: set[str]) -> bool:
+    has_vae = bool(components & {"video_vae", "video_vae_diffusion"})
+    return has_vae and not any(key.startswith("vae.") for key in keys)
 
 
 def _gemma_prefix(keys: list[str]) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from types import MappingProxyType
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ..errors import MismatchError
 from . import adapters
-from .adapters import Adapter
+from .adapters import NOT_BESIDE, Adapter, Dora
 from .ic_lora import Reference, merge_references
-from .lora_file import LoraFile, LoraReport, read_lora
+from .lora_file import LoraFile, read_lora
 from .lora_names import stream_of
+from .lora_report import LoraReport
 
 Strength = float | Mapping[str, float]
 
@@ -40,7 +41,7 @@ class LoraSet:
 
     records: Mapping[str, tuple[LoraRecord, ...]]
     reports: tuple[LoraReport, ...] = ()
-    reference: Reference = Reference()
+    reference: Reference = field(default_factory=Reference)
 
     @property
     def keys(self) -> frozenset[str]:
@@ -75,6 +76,12 @@ class LoraSet:
         records = self.records.get(f"{module}.weight")
         return adapters.stack([(r.adapter, r.strength) for r in records]) if records else None
 
+    def check_beside(self, modules: Collection[str]) -> None:
+        """Raise if an adapter of `modules` cannot run as a side path; costs nothing."""
+        for module in self.modules.intersection(modules):
+            if any(isinstance(r.adapter, Dora) for r in self.records[f"{module}.weight"]):
+                raise MismatchError(f"{module}: {NOT_BESIDE}")
+
     def describe(self) -> str:
         """One line per file: what was applied and what was not."""
         return "\n".join(report.describe() for report in self.reports)
@@ -95,7 +102,9 @@ def load_loras(
         if not any(by_stream.values()):
             continue
         file = read_lora(path, shapes)
-        _check(file.report)
+        file.report.check()
+        if file.report.unmatched:
+            _log.warning("%s", file.report.describe())
         loaded.append(file)
         for key, found in file.adapters.items():
             if factor := by_stream[stream_of(key)]:
@@ -115,21 +124,3 @@ def _by_stream(strength: Strength, file: str) -> dict[str, float]:
             f"got {strength!r}"
         )
     return {stream: float(value) for stream, value in by_stream.items()}
-
-
-def _check(report: LoraReport) -> None:
-    """Raise for a file that was made for another model; warn about keys without a target."""
-    if report.mis_shaped:
-        total = len(report.mis_shaped) + len(report.matched)
-        raise MismatchError(
-            f"{report.file}: this LoRA targets {report.targets}, not this model: "
-            f"{len(report.mis_shaped)} of {total} tensors have another shape, the first: "
-            f"{report.mis_shaped[0]}"
-        )
-    if not report.matched:
-        raise MismatchError(
-            f"{report.file}: this LoRA targets {report.targets}; none of its "
-            f"{len(report.unmatched) + len(report.text_side)} keys belongs to this model"
-        )
-    if report.unmatched:
-        _log.warning("%s", report.describe())

@@ -14,40 +14,8 @@ from .adapters import Adapter, Dora, FullDelta, Kronecker, LowRank
 from .header import Header, read_header, short
 from .ic_lora import Reference, read_reference
 from .lora_names import ModuleNames, is_text_side, split_key
+from .lora_report import LoraReport, targets
 from .mapped import MappedFile
-
-_SHOWN = 5  # keys named in a report
-_ADALN = (".adaln_single.linear", ".time_embed.linear", "unet_adaln_single_linear")
-
-
-@dataclass(frozen=True)
-class LoraReport:
-    """What became of the keys of one file; `ranks` is the smallest and largest rank."""
-
-    file: str
-    matched: tuple[str, ...]  # modules
-    unmatched: tuple[str, ...]  # keys without a target
-    text_side: tuple[str, ...]  # keys for the text encoding, which are not an error
-    mis_shaped: tuple[str, ...]  # sentences
-    ranks: tuple[int, int] | None
-    linears: int  # of the model
-    targets: str  # what the file was made for, as far as its keys tell
-
-    def describe(self) -> str:
-        """One line for the log."""
-        text = f"{self.file}: {len(self.matched)} of {self.linears} linears"
-        if self.ranks:
-            low, high = self.ranks
-            text += f", rank {low}" if low == high else f", ranks {low} to {high}"
-        if self.text_side:
-            text += f"; {len(self.text_side)} text-side keys not applied"
-        if self.mis_shaped:
-            text += f"; {len(self.mis_shaped)} of another shape: {self.mis_shaped[0]}"
-        if self.unmatched:
-            shown = ", ".join(short(key) for key in self.unmatched[:_SHOWN])
-            more = ", ..." if len(self.unmatched) > _SHOWN else ""
-            text += f"; {len(self.unmatched)} keys without a target: {shown}{more}"
-        return text
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +35,7 @@ def read_lora(path: str | Path, shapes: Mapping[str, tuple[int, ...]]) -> LoraFi
     """
     header = read_header(path)
     names = ModuleNames(key.removesuffix(".weight") for key in shapes if key.endswith(".weight"))
-    roles, unmatched, text_side = _sort_keys(header, names)
+    roles, unmatched, elsewhere = _sort_keys(header, names)
     builder = _Builder(header, roles)
     adapters: dict[str, tuple[Adapter, ...]] = {}
     mis_shaped = []
@@ -88,11 +56,11 @@ def read_lora(path: str | Path, shapes: Mapping[str, tuple[int, ...]]) -> LoraFi
         header.path.name,
         tuple(dict.fromkeys(key.rpartition(".")[0] for key in adapters)),
         tuple(unmatched),
-        tuple(text_side),
+        tuple(elsewhere),
         tuple(mis_shaped),
         (min(ranks), max(ranks)) if ranks else None,
         sum(len(shape) == 2 for key, shape in shapes.items() if key.endswith(".weight")),
-        _targets(header),
+        targets(header),
     )
     return LoraFile(adapters, report, read_reference(header.metadata, header.path.name))
 
@@ -100,9 +68,10 @@ def read_lora(path: str | Path, shapes: Mapping[str, tuple[int, ...]]) -> LoraFi
 def _sort_keys(
     header: Header, names: ModuleNames
 ) -> tuple[dict[str, dict[str, str]], list[str], list[str]]:
-    """({module: {role: key}}, keys without a target, keys of the text side)."""
+    """({module: {role: key}}, keys without a target, keys of another component)."""
     roles: dict[str, dict[str, str]] = {}
-    unmatched, text_side = [], []
+    unmatched, elsewhere = [], []
+    is_text = any(map(is_text_side, names.modules))
     for key in header.tensors:
         base, role = split_key(key) or (key, None)
         if role == "refused":
@@ -111,14 +80,13 @@ def _sort_keys(
                 "supported; export the adapter as plain low-rank pairs"
             )
         module = names.find(base) if role else None
-        if module is not None:
-            if (other := roles.setdefault(module, {}).setdefault(role, key)) != key:
-                raise CheckpointError(
-                    f"{header.path.name}: {short(key)} and {short(other)} name the same tensor"
-                )
-        else:
-            (text_side if is_text_side(base) else unmatched).append(key)
-    return roles, unmatched, text_side
+        if module is None:
+            (unmatched if is_text_side(base) == is_text else elsewhere).append(key)
+        elif (other := roles.setdefault(module, {}).setdefault(role, key)) != key:
+            raise CheckpointError(
+                f"{header.path.name}: {short(key)} and {short(other)} name the same tensor"
+            )
+    return roles, unmatched, elsewhere
 
 
 class _Builder:
@@ -162,7 +130,8 @@ class _Builder:
         down, up = self._tensor(module, "down"), self._tensor(module, "up")
         if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
             raise self._bad(
-                module, f"has factors {tuple(down.shape)} and {tuple(up.shape)} that do not multiply"
+                module,
+                f"has factors {tuple(down.shape)} and {tuple(up.shape)} that do not multiply",
             )
         scale = self.metadata_scale if not self.has_alphas else self._alpha(module, len(down))
         return LowRank(down, up, scale)
@@ -205,7 +174,10 @@ class _Builder:
         return value / rank
 
     def _tensor(self, module: str, role: str) -> Tensor:
-        return self.file.tensor(self.roles[module][role])
+        tensor = self.file.tensor(self.roles[module][role])
+        if role != "alpha" and not tensor.is_floating_point():
+            raise self._bad(module, f"is stored as {tensor.dtype}; floating point is needed")
+        return tensor
 
     def _bad(self, module: str, why: str) -> CheckpointError:
         return CheckpointError(f"{self.name}: the adapter of {short(module)} {why}")
@@ -226,28 +198,3 @@ def _metadata_scale(header: Header) -> float:
             "is no finite number"
         )
     return scale
-
-
-def _targets(header: Header) -> str:
-    """The model that the keys point at, for messages."""
-    if version := header.metadata.get("model_version"):
-        return f"LTX {short(version, 20)}"
-    bases = [found[0] for key in header.tensors if (found := split_key(key))]
-    if bases and all(map(is_text_side, bases)):
-        return "the text encoding"
-    rows = _adaln_tables(header)
-    if rows == 9 or any("to_gate_logits" in base or "prompt_adaln" in base for base in bases):
-        return "LTX-2.3 or 2.5"
-    if rows == 6 or any("caption_projection" in base for base in bases):
-        return "LTX-2.0"
-    return "another model" + (f" ({short(bases[0])}, ...)" if bases else "")
-
-
-def _adaln_tables(header: Header) -> float | None:
-    """Rows over width of adaln_single.linear: 6 in 2.0, 9 since 2.3."""
-    sides: dict[str, tuple[int, ...]] = {}
-    for key, info in header.tensors.items():
-        base, role = split_key(key) or ("", "")
-        if f".{base}".endswith(_ADALN) and len(info.shape) == 2:
-            sides[role] = info.shape
-    return sides["up"][0] / sides["down"][1] if {"up", "down"} <= sides.keys() else None

@@ -6,32 +6,25 @@ from collections.abc import Collection
 
 from .keymap import split
 
-# Suffix -> role. "refused" changes what cannot be expressed as a delta of a linear.
-SUFFIXES = {
-    **dict.fromkeys(
-        (".lora_A.weight", ".lora_A.default.weight", ".lora_down.weight", ".lora.down.weight")
-        + (".lora_A", ".lora_linear_layer.down.weight", "_lora.down.weight"),
-        "down",
+# "refused" changes what cannot be expressed as a delta of a linear.
+_ROLES = {
+    "down": (
+        *(".lora_A.weight", ".lora_A.default.weight", ".lora_down.weight", ".lora.down.weight"),
+        *(".lora_A", ".lora_linear_layer.down.weight", "_lora.down.weight"),
     ),
-    **dict.fromkeys(
-        (".lora_B.weight", ".lora_B.default.weight", ".lora_up.weight", ".lora.up.weight")
-        + (".lora_B", ".lora_linear_layer.up.weight", "_lora.up.weight"),
-        "up",
+    "up": (
+        *(".lora_B.weight", ".lora_B.default.weight", ".lora_up.weight", ".lora.up.weight"),
+        *(".lora_B", ".lora_linear_layer.up.weight", "_lora.up.weight"),
     ),
-    ".alpha": "alpha",
-    ".dora_scale": "dora_scale",
-    ".lora_magnitude_vector": "magnitude",
-    ".lora_magnitude_vector.weight": "magnitude",
-    ".lokr_w1": "lokr_w1",
-    ".lokr_w1_a": "lokr_w1_a",
-    ".lokr_w1_b": "lokr_w1_b",
-    ".lokr_w2": "lokr_w2",
-    ".lokr_w2_a": "lokr_w2_a",
-    ".lokr_w2_b": "lokr_w2_b",
-    ".diff": "diff",
-    ".diff_b": "diff_b",
-    **dict.fromkeys((".lora_mid.weight", ".lokr_t2", ".set_weight", ".reshape_weight"), "refused"),
+    "alpha": (".alpha",),
+    "dora_scale": (".dora_scale",),
+    "magnitude": (".lora_magnitude_vector", ".lora_magnitude_vector.weight"),
+    **{f"lokr_{part}": (f".lokr_{part}",) for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")},
+    "diff": (".diff",),
+    "diff_b": (".diff_b",),
+    "refused": (".lora_mid.weight", ".lokr_t2", ".set_weight", ".reshape_weight"),
 }
+SUFFIXES = {suffix: role for role, suffixes in _ROLES.items() for suffix in suffixes}
 
 # What writers put in front of a module, outermost first; several may follow each other.
 _WRAPPERS = (
@@ -86,7 +79,7 @@ class ModuleNames:
 
 
 def stream_of(module: str) -> str:
-    """"video" or "audio": the stream whose strength a module takes."""
+    """ "video" or "audio": the stream whose strength a module takes."""
     for segment in module.split("."):
         if segment == "audio_to_video_attn":
             return "video"

@@ -43,10 +43,20 @@ def convert(
         replace_module(model, name, QuantizedLinear(linear, layer, scaled_matmul))
 
 
+def store_in_fp8(model: nn.Module) -> None:
+    """Cast the block linears of a loaded transformer to fp8, one by one; biases are kept."""
+    plain = (name for name, module in model.named_modules() if type(module) is nn.Linear)
+    for name, layer in fp8.storage_formats(plain).items():
+        linear = model.get_submodule(name)
+        packed = QuantizedLinear(linear, layer)
+        packed.weight = fp8.cast(linear.weight.detach())
+        replace_module(model, name, packed.train(linear.training))
+
+
 class QuantizedLinear(SidePath):
     """A linear of `linear`'s size over packed buffers; the weight is rebuilt at each use.
 
-    Nothing is cached: the float32 weight lives for one call. `quant` names the format.
+    Nothing is cached: the weight lives for one call. `quant` names the format.
     """
 
     def __init__(self, linear: nn.Linear, layer: LayerFormat, scaled_matmul: bool = False):
@@ -68,9 +78,10 @@ class QuantizedLinear(SidePath):
         """The stored tensors by role."""
         return {role: getattr(self, name) for role, name in self.names.items()}
 
-    def dequantized(self) -> Tensor:
-        """float32 weight (out, in)."""
-        return dequantize(self.layer, self.packed()).view(self.out_features, self.in_features)
+    def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Weight (out, in), computed in float32 and rounded once to `dtype`."""
+        weight = dequantize(self.layer, self.packed(), dtype)
+        return weight.view(self.out_features, self.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)  # old files keep it in fp8
@@ -78,7 +89,7 @@ class QuantizedLinear(SidePath):
             t = self.packed()
             y = fp8.scaled_linear(x, t["weight"], t["weight_scale"], t["input_scale"], bias)
         else:
-            y = F.linear(x, self.dequantized().to(x.dtype), bias)
+            y = F.linear(x, self.dequantized(x.dtype), bias)
         return self.add_side_path(x, y)
 
     def extra_repr(self) -> str:
@@ -95,7 +106,9 @@ class QuantizedLinear(SidePath):
             return torch.empty(rows, columns, dtype=_ONE_BYTE[kind], device="meta")
         elements, size = BLOCKS[kind.removeprefix("gguf:")]
         whole = columns % elements == 0  # else the writer folded the tensor into one row
-        shape = (rows, columns // elements * size) if whole else (rows * columns // elements * size,)
+        shape = (
+            (rows, columns // elements * size) if whole else (rows * columns // elements * size,)
+        )
         return torch.empty(shape, dtype=torch.uint8, device="meta")
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest) -> None:

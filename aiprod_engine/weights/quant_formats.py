@@ -135,7 +135,7 @@ def _records(file: Header) -> dict[str, dict]:
     for name, info in file.tensors.items():
         if name.endswith(".comfy_quant"):
             if info.end - info.start > MAX_RECORD:
-                raise CheckpointError(f"{short(name)} is no layer record: its shape is {info.shape}")
+                raise CheckpointError(f"{short(name)} is too large for a layer record")
             payload = read_bytes(file, name)
             records[name.removesuffix(".comfy_quant")] = parse_json(payload, short(name))
     for layer, record in records.items():
@@ -240,8 +240,10 @@ class _Layer:
         if rotation := options.get("convrot_group"):
             columns = self._columns(name)
             if rotation & (rotation - 1) or rotation.bit_length() % 2 == 0 or columns % rotation:
-                raise self.bad(f"is rotated in groups of {rotation}: a power of 4 that divides "
-                               f"{columns} inputs is needed")
+                raise self.bad(
+                    f"is rotated in groups of {rotation}: a power of 4 that divides "
+                    f"{columns} inputs is needed"
+                )
         return LayerFormat(name, tensors=dict(self.keys), **options)
 
     def _columns(self, name: str) -> int:

@@ -7,18 +7,25 @@ what it can see: a tensor that is missing shows nothing and is reported by stric
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import prod
 from typing import Any
+
+from ..errors import UnsupportedConfig
+from .header import short
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 Section = dict[str, Any]
 
+MAX_LAYERS = 256  # of any list of blocks: a header cannot make us build more
+
 
 def count(shapes: Shapes, start: str) -> int:
     """Number of the list `<start>0.`, `<start>1.`, ...: the largest index plus one."""
     indices = (name[len(start) :].partition(".")[0] for name in shapes if name.startswith(start))
-    return max((int(i) for i in indices if i.isascii() and i.isdigit()), default=-1) + 1
+    found = max((int(i[:9]) for i in indices if i.isascii() and i.isdigit()), default=-1) + 1
+    if found > MAX_LAYERS:
+        raise UnsupportedConfig(f"{short(start)} counts up to {found}; at most {MAX_LAYERS}")
+    return found
 
 
 def transformer(shapes: Shapes, known: Section) -> Section:
@@ -75,8 +82,8 @@ def text_connector(shapes: Shapes, known: Section) -> Section:
         rows, width = registers
         block = f"{side}_embeddings_connector.transformer_1d_blocks."
         gates = shapes.get(f"{block}0.attn1.to_gate_logits.weight")
-        stated = known.get(f"{start}num_attention_heads", known.get("connector_num_attention_heads"))
-        heads = gates[0] if gates else stated
+        common = known.get("connector_num_attention_heads")
+        heads = gates[0] if gates else known.get(f"{start}num_attention_heads", common)
         shown[f"{start}num_layers"] = count(shapes, block)
         if heads and width % heads == 0:
             shown[f"{start}num_attention_heads"] = heads
@@ -93,7 +100,7 @@ def video_vae(shapes: Shapes, known: Section) -> Section:
     """Widths and block lists of both halves; what a block list cannot show is kept from `known`."""
     shown: Section = {}
     latent = shapes.get("per_channel_statistics.mean-of-means")
-    if known.get("_class_name") == "CausalDiffusionVAE":  # 2.5: nested, and only the encoder is ours
+    if known.get("_class_name") == "CausalDiffusionVAE":  # 2.5: nested, only the encoder is ours
         return shown
     _read(shown, "latent_channels", latent, 0)
     _read(shown, "encoder_base_channels", shapes.get("encoder.conv_in.conv.weight"), 0)

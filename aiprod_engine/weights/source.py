@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, EngineError, UnsupportedConfig
 from .configure import section, stated
 from .files import Files, open_headers
 from .fit import check_fit
-from .header import Header, TensorInfo
-from .identify import Info, identify
+from .header import Header, TensorInfo, short
+from .identify import identify
+from .info import Info
 from .keymap import PARTS, Part, split, take
 from .quant_formats import LayerFormat, layer_formats, logical_shape
 
@@ -86,8 +88,23 @@ def find(kind: str, files: Files) -> Source:
         config = stated(header, kind) if config is None else config
     lead = chosen[0][2]
     version = lead.version or next((info.version for _, _, info in chosen if info.version), None)
-    described = section(kind, shapes, config, version)
+    with untrusted(lead.name, kind):
+        described = section(kind, shapes, config, version)
     return Source(kind, tensors, shapes, formats, described, lead)
+
+
+@contextmanager
+def untrusted(file: str, kind: str) -> Iterator[None]:
+    """Values of a file may have any type: what trips over one is the file's fault."""
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        if isinstance(error, EngineError):
+            raise
+        raise UnsupportedConfig(
+            f"{file}: the configuration of its {kind} is unusable "
+            f"({type(error).__name__}: {short(error)})"
+        ) from error
 
 
 def _by_weight(header: Header) -> dict[str, LayerFormat]:

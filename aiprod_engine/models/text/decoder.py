@@ -7,7 +7,7 @@ have the dtype of the embedding table; norms, softmax and rotary angles are comp
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -187,7 +187,14 @@ class DecoderLayer(nn.Module):
 
 
 class TextDecoder(nn.Module):
-    """Causal decoder that yields its hidden states one at a time, so that none has to be kept."""
+    """Causal decoder that yields its hidden states one at a time, so that none has to be kept.
+
+    `ready_blocks` is given the layers of `streamable` and yields each one when it can compute:
+    whoever streams weights puts itself there. Of what `stays_home` only single rows are read.
+    """
+
+    streamable = "layers"
+    stays_home = ("embed_tokens",)
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -195,6 +202,7 @@ class TextDecoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(DecoderLayer(config, kind) for kind in config.layers)
         self.norm = GemmaNorm(config.width, config.eps, config.norm_offset)
+        self.ready_blocks: Callable[[Iterable[DecoderLayer]], Iterable[DecoderLayer]] = iter
 
     def forward(self, ids: Tensor, mask: Tensor) -> Iterator[Tensor]:
         """Yield layers + 1 hidden states (B, T, D) for `ids` and `mask` (B, T), 1 = valid.
@@ -206,7 +214,7 @@ class TextDecoder(nn.Module):
         x = self._embed(ids)  # (B, T, D)
         kinds = self.config.layers
         tables = {kind: AttentionTables.build(kind, mask, x.dtype) for kind in set(kinds)}
-        for kind, layer in zip(kinds, self.layers, strict=True):
+        for kind, layer in zip(kinds, self.ready_blocks(self.layers), strict=True):
             yield x
             x = layer(x, tables[kind])
         yield self.norm(x)

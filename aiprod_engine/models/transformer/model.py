@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -24,7 +24,11 @@ class Transformer(nn.Module):
     """Predicts the velocity of video and audio tokens; parameter names are the checkpoint's keys.
 
     `modalities`, the configuration's unless given, "video" or "audio" builds that stream alone.
+    `ready_blocks` is given the blocks of `streamable` and yields each one when it can compute:
+    whoever streams weights puts itself there.
     """
+
+    streamable = "transformer_blocks"
 
     def __init__(self, config: TransformerConfig, modalities: str | None = None) -> None:
         super().__init__()
@@ -35,6 +39,7 @@ class Transformer(nn.Module):
             self._add_cross(config.video)
             self._add_cross(config.audio)
         self.transformer_blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.ready_blocks: Callable[[Iterable[Block]], Iterable[Block]] = iter
 
     def _add_stream(self, stream: StreamConfig) -> None:
         c, p, dim = self.config, stream.prefix, stream.dim
@@ -70,7 +75,7 @@ class Transformer(nn.Module):
         vx, v_embedded, v_inputs = self._enter(self.config.video, video, audio)
         ax, a_embedded, a_inputs = self._enter(self.config.audio, audio, video)
         keep = plan_keep(perturbations, self.config.num_layers, vx if vx is not None else ax)
-        for index, block in enumerate(self.transformer_blocks):
+        for index, block in enumerate(self.ready_blocks(self.transformer_blocks)):
             if on_block is not None:
                 on_block(index)
             vx, ax = block(vx, ax, v_inputs, a_inputs, keep[index])

@@ -125,8 +125,9 @@ class ResnetBlock(nn.Module):
             self.scale_shift_table = nn.Parameter(torch.zeros(4, channels))
 
     def forward(self, x: Tensor, causal: bool, embedding: Tensor | None = None) -> Tensor:
+        first, second = self.modulations(embedding)
         h = x
-        for conv, modulation in zip((self.conv1, self.conv2), self.modulations(embedding)):
+        for conv, modulation in ((self.conv1, first), (self.conv2, second)):
             h = pad_time(h, causal)
             h = conv.pad_space(h)
             h = activate(h, modulation)

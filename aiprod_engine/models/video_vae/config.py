@@ -229,9 +229,7 @@ def _res_stage(parameters: Mapping[str, Any], width: int) -> ResStageConfig:
 
 def _stride(name: str, known: Mapping[str, Stride], where: str) -> Stride:
     if name not in known:
-        raise UnsupportedConfig(
-            f"vae.{where} holds {name!r}; supported: res_x, {', '.join(known)}"
-        )
+        raise UnsupportedConfig(f"vae.{where} holds {name!r}; supported: res_x, {', '.join(known)}")
     return known[name]
 
 

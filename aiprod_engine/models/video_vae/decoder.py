@@ -76,7 +76,7 @@ class VideoDecoder(nn.Module):
     def admit(self, latent: Tensor) -> Tensor:
         """Check the latent and return it un-normalised, in the weights' dtype."""
         if latent.ndim != 5 or 0 in latent.shape:
-            raise SizeError(f"the decoder needs a latent (B, C, F, H, W), got {tuple(latent.shape)}")
+            raise SizeError(f"the decoder needs latents (B, C, F, H, W), got {tuple(latent.shape)}")
         if latent.shape[1] != self.config.latent_channels:
             raise MismatchError(
                 f"the video decoder reads {self.config.latent_channels} latent channels, "

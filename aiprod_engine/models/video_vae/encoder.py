@@ -48,7 +48,7 @@ class VideoEncoder(nn.Module):
         return flat_layers(self.down_blocks)
 
     def admit(self, pixels: Tensor) -> Tensor:
-        """Check the picture's size and return patches (B, 48, F, H/4, W/4) in the weights' dtype."""
+        """Check the picture and return patches (B, 48, F, H/4, W/4) in the weights' dtype."""
         side, patch = self.config.encoder, self.config.patch_size
         if pixels.ndim != 5 or pixels.shape[1] != side.image_channels or not pixels.shape[2]:
             raise SizeError(

@@ -1,5 +1,6 @@
 """fp8 casts, per-tensor scaling, the storage option, adapters fused into fp8, scaled matmul."""
 
+import gzip
 import json
 
 import pytest
@@ -35,9 +36,7 @@ def test_casts_clamp_and_decode_exactly(case, name):
     )
     codes = torch.arange(256, dtype=torch.int16).to(torch.uint8).view(dtype)
     decoded = dequantize(CAST, {"weight": codes})
-    torch.testing.assert_close(
-        decoded, out[f"{name}.decode_table"], rtol=0, atol=0, equal_nan=True
-    )
+    torch.testing.assert_close(decoded, out[f"{name}.decode_table"], rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("case", golden("checkpoints/fp8_scaled"))
@@ -70,7 +69,9 @@ def test_our_fusion_into_scaled_fp8_keeps_the_update(case):
     # One step is at most 1/8 of the value; below the normals (2^-6 of the scale) it is 2^-9 of it.
     values = dequantize(SCALED, fused)
     torch.testing.assert_close(values, target, rtol=0.125, atol=float(fused["weight_scale"]) / 512)
-    assert abs(((values - base) * (target - base)).sum() / (target - base).square().sum() - 1) < 0.05
+    assert (
+        abs(((values - base) * (target - base)).sum() / (target - base).square().sum() - 1) < 0.05
+    )
 
 
 @pytest.mark.parametrize("case", golden("checkpoints/fp8_cast_fuse"))
@@ -121,6 +122,14 @@ def test_storage_targets_are_those_of_the_authors():
     for key, dtype in table:
         module = key.rpartition(".")[0]
         assert fp8.is_storage_target(module) == (dtype == "float8_e4m3fn"), key
+
+
+@pytest.mark.parametrize("name", ["2.0-19b", "2.3-22b", "2.5-22b"])
+def test_storage_covers_28_linears_of_each_published_block(name):
+    path = ROOT.parent / f"manifests/transformer-{name}.json.gz"
+    keys = json.loads(gzip.decompress(path.read_bytes()))
+    modules = {key.removeprefix("model.diffusion_model.").rpartition(".")[0] for key in keys}
+    assert len(fp8.storage_formats(modules)) == 28 * 48
 
 
 def test_all_zero_weights_have_a_scale():

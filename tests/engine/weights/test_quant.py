@@ -56,9 +56,11 @@ def _load(case: Case, expected: Case):
     return model, formats, weights
 
 
-@pytest.mark.parametrize("case", golden("checkpoints/quant_layers", "checkpoints/quant_legacy_scaled"))
+@pytest.mark.parametrize(
+    "case", golden("checkpoints/quant_layers", "checkpoints/quant_legacy_scaled")
+)
 def test_every_layout_loads_and_decodes(case):
-    expected = golden(f"{case.name}.expected")[0].values[0]
+    expected = Case(f"{case.name}.expected")
     model, formats, weights = _load(case, expected)
     for name, weight in weights.items():
         layer = model.get_submodule(name)
@@ -77,16 +79,20 @@ def test_every_layout_loads_and_decodes(case):
     "case", golden("checkpoints/quant_layers.expected", "checkpoints/quant_legacy_scaled.expected")
 )
 def test_forward_rebuilds_the_weight_and_rounds_it_once(case):
-    file = golden(case.name.removesuffix(".expected"))[0].values[0]
+    file = Case(case.name.removesuffix(".expected"))
     model, formats, weights = _load(file, case)
     for name in formats:
         layer, weight = model.get_submodule(name), weights[name]
+        for dtype in (torch.bfloat16, torch.float16):
+            assert torch.equal(layer.dequantized(dtype), layer.dequantized().to(dtype)), name
         for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 2**-7)):
             x = torch.randn(2, 3, weight.shape[1], dtype=dtype)
             bias = None if layer.bias is None else layer.bias.to(dtype)
             y = layer(x)
             assert y.dtype == dtype
-            torch.testing.assert_close(y, F.linear(x, weight.to(dtype), bias), rtol=bound, atol=bound)
+            torch.testing.assert_close(
+                y, F.linear(x, weight.to(dtype), bias), rtol=bound, atol=bound
+            )
 
 
 @pytest.mark.parametrize("case", golden("checkpoints/quant_layers_metadata"))
@@ -136,7 +142,9 @@ def test_rotation_is_its_own_inverse():
 
 
 def test_missing_unexpected_and_misshaped_tensors_raise():
-    layer = LayerFormat("float8_e4m3fn", tensors={"weight": "weight", "weight_scale": "weight_scale"})
+    layer = LayerFormat(
+        "float8_e4m3fn", tensors={"weight": "weight", "weight_scale": "weight_scale"}
+    )
     state = {"weight": torch.zeros(3, 4).to(torch.float8_e4m3fn), "weight_scale": torch.ones(())}
 
     def load(tensors):

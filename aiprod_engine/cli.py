@@ -1,0 +1,82 @@
+"""Command line of the engine: `python -m aiprod_engine <command>`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+
+from .errors import CheckpointError, EngineError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 if it worked, 2 after an error, which is one sentence on stderr."""
+    parser = argparse.ArgumentParser(prog="aiprod_engine", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for add in _COMMANDS:
+        add(commands)
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except EngineError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+def _add_inspect(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "inspect", help="say what a file is, whether it fits with others, and what is in it"
+    )
+    command.add_argument("files", nargs="+", metavar="FILE", help="weight file or folder")
+    command.set_defaults(run=_inspect)
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from .weights import check_fit, inspect
+
+    infos = []
+    for file in options.files:
+        infos.append(info := inspect(file))
+        sys.stdout.write(f"{file}\n{info.summary()}\n")
+        for line in _configurations(file, info.tensors):
+            sys.stdout.write(f"{line}\n")
+    for note in check_fit(*infos):
+        sys.stdout.write(f"note        {note}\n")
+    if len(infos) > 1:
+        sys.stdout.write("fit         these files belong together\n")
+
+
+def _configurations(file: str, held: Sequence[str]) -> list[str]:
+    """The plain values of each configuration that the file can build, wrapped."""
+    from .weights.keymap import PARTS
+    from .weights.load import configuration
+
+    lines = []
+    for kind, parts in PARTS.items():
+        if not all(part.component in held for part in parts):
+            continue
+        try:
+            text = _values(configuration(kind, file))
+        except CheckpointError as error:
+            text = str(error)
+        lines += textwrap.wrap(f"config {kind}: {text}", 100, subsequent_indent="    ")
+    return lines
+
+
+def _values(config: object) -> str:
+    """`name=value` of every field that is no record itself."""
+    pairs = ((f.name, getattr(config, f.name)) for f in fields(config))
+    plain = (f"{name}={value}" for name, value in pairs if not _is_record(value))
+    return " ".join(text.replace(" ", "") for text in plain)
+
+
+def _is_record(value: object) -> bool:
+    first = value[0] if isinstance(value, tuple) and value else value
+    return is_dataclass(first) or value is None
+
+
+# One entry per command: a function that adds its parser and names what runs.
+_COMMANDS = (_add_inspect,)

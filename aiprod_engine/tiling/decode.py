@@ -1,0 +1,30 @@
+"""Tiled decode: pixel chunks in time order, blended from overlapping tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from torch import Tensor
+
+from .blend import blend_tiles, weighted
+from .plan import TilePlan
+
+
+def tiled_decode(
+    decode: Callable[[Tensor], Tensor], latent: Tensor, plan: TilePlan
+) -> Iterator[Tensor]:
+    """Yield chunks (B, 3, t, H, W) of the decoded latent (B, C, F', H', W'), each frame once.
+
+    `decode` maps a piece of the latent to its pixels. Between chunks only the frames that later
+    tiles still change are kept.
+    """
+    ends = [span.out_start for span in plan.time[1:]] + [plan.time[-1].out_stop]
+    unfinished: Tensor | None = None
+    for (span, weight), end in zip(weighted(plan.time), ends, strict=True):
+        frames = blend_tiles(decode, latent[:, :, span.source], plan, weight)
+        if unfinished is not None:
+            frames[:, :, : unfinished.shape[2]] += unfinished
+        done = end - span.out_start
+        unfinished = frames[:, :, done:].clone()
+        if done:  # a stride of one latent finishes nothing with the first tile
+            yield frames[:, :, :done].to(latent.dtype)

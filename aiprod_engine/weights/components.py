@@ -1,0 +1,73 @@
+"""One table: kind -> how its network is built from its configuration section."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..errors import CheckpointError
+from ..models.audio_vae.config import AudioVAEConfig, VocoderConfig
+from ..models.audio_vae.decoder import AudioDecoder
+from ..models.audio_vae.encoder import AudioEncoder
+from ..models.audio_vae.vocoder import vocoder_for
+from ..models.text.config import TextConnectorConfig
+from ..models.text.connector import TextConnector
+from ..models.text.gemma3 import Gemma3, Gemma3Config
+from ..models.text.gemma4 import Gemma4, Gemma4Config
+from ..models.transformer import Transformer, TransformerConfig
+from ..models.upsampler import Upsampler, UpsamplerConfig
+from ..models.video_vae import VideoDecoder, VideoEncoder, VideoVAEConfig
+from .source import Source
+
+@dataclass(frozen=True)
+class Component:
+    """`configure` reads the section (and the caller's modalities), `build` makes the module.
+
+    `plain`: starts of layer names that must not stay quantised because the network reads their
+    weights itself. `float32`: its parameters are float32 whatever is asked for.
+    """
+
+    configure: Callable[[Source, str | None], object]
+    build: Callable[[object], nn.Module]
+    plain: tuple[str, ...] = ()
+    float32: bool = False
+
+
+def _transformer(source: Source, modalities: str | None) -> TransformerConfig:
+    held = source.info.modalities or "av"
+    wanted = modalities or held
+    if held != "av" and wanted != held:
+        raise CheckpointError(f"{source.info.name} holds the {held} stream only, not {wanted!r}")
+    return TransformerConfig.from_metadata(source.section, wanted)
+
+
+def _text_encoder(source: Source, _: str | None) -> object:
+    is_gemma4 = "gemma4_12b" in source.info.components
+    return (Gemma4Config if is_gemma4 else Gemma3Config).from_metadata(source.section)
+
+
+def _sectioned(config: type) -> Callable[[Source, str | None], object]:
+    return lambda source, _: config.from_metadata(source.section)
+
+
+COMPONENTS: dict[str, Component] = {
+    "transformer": Component(_transformer, Transformer),
+    "video_encoder": Component(_sectioned(VideoVAEConfig), VideoEncoder),
+    "video_decoder": Component(_sectioned(VideoVAEConfig), VideoDecoder),
+    "audio_encoder": Component(_sectioned(AudioVAEConfig), AudioEncoder),
+    "audio_decoder": Component(_sectioned(AudioVAEConfig), AudioDecoder),
+    # bf16 error compounds through about 108 convolutions and is audible.
+    "vocoder": Component(_sectioned(VocoderConfig), vocoder_for, float32=True),
+    "text_connector": Component(
+        lambda source, _: TextConnectorConfig.from_metadata(source.section, source.shapes),
+        TextConnector,
+        plain=("text_embedding_projection.",),
+    ),
+    "text_encoder": Component(
+        _text_encoder,
+        lambda config: (Gemma4 if isinstance(config, Gemma4Config) else Gemma3)(config),
+    ),
+    "upsampler": Component(_sectioned(UpsamplerConfig), Upsampler),
+}

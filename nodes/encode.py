@@ -1,0 +1,81 @@
+"""Encode nodes: frames and sound become latents."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from comfy_api.latest import io
+
+from ..aiprod_engine import timing
+from ..aiprod_engine.errors import SizeError
+from ..aiprod_engine.pipelines.encode import encode_frames, encode_sound
+from . import _host as host
+from . import _sockets as sockets
+from ._schema import make_input, make_schema
+
+CATEGORY = "AIPROD/latents"
+
+
+class EncodeVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return make_schema(
+            node_id="AIPRODEncodeVideo",
+            display_name="Encode Video",
+            category=CATEGORY,
+            description="Encodes frames into a clip, exactly and in memory independent of length. "
+            "Frames beyond the last 8k + 1 are left out and the log says so.",
+            search_aliases=["VAE encode"],
+            inputs=[
+                io.Image.Input("images", tooltip="Frames; both sides multiples of 32."),
+                sockets.VideoVAE.Input("video_vae"),
+                make_input(
+                    io.Float.Input, "fps", default=24.0, min=1.0, max=120.0, step=0.001,
+                    tooltip="Frames per second of the clip; wire it from Get Video Components.",
+                ),
+            ],
+            outputs=[sockets.Latent.Output("latent", display_name="latent")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, images, video_vae, fps) -> io.NodeOutput:
+        frames = timing.snap_frames(len(images))
+        if frames != len(images):
+            host.logger.warning(
+                "Encode Video: clips have 8k + 1 frames; using the first %d of %d",
+                frames, len(images),
+            )  # fmt: skip
+        with host.on_device(video_vae.encoder) as (encoder,):
+            clip = encode_frames(encoder, images[:frames], fps, host.progress(frames))
+        return io.NodeOutput(replace(clip, version=video_vae.info.version))
+
+
+class EncodeAudio(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return make_schema(
+            node_id="AIPRODEncodeAudio",
+            display_name="Encode Audio",
+            category=CATEGORY,
+            description="Encodes a sound track into a clip, cut or filled with silence to the "
+            "clip's length.",
+            search_aliases=["VAE encode audio"],
+            inputs=[
+                io.Audio.Input("audio"),
+                sockets.AudioVAE.Input("audio_vae"),
+                sockets.Latent.Input("latent", tooltip="The clip whose length the sound takes."),
+            ],
+            outputs=[sockets.Latent.Output("latent_out", display_name="latent")],
+        )
+
+    @classmethod
+    def execute(cls, audio, audio_vae, latent) -> io.NodeOutput:
+        host.require_version("audio VAE", audio_vae.info.version, latent.version)
+        if audio is None or "waveform" not in audio:
+            raise SizeError("Encode Audio needs a sound track; the file that was loaded has none")
+        with host.on_device(audio_vae.encoder) as (encoder,):
+            clip = encode_sound(encoder, audio["waveform"], audio["sample_rate"], latent)
+        return io.NodeOutput(replace(clip, version=audio_vae.info.version))
+
+
+NODES = [EncodeVideo, EncodeAudio]

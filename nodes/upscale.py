@@ -1,0 +1,40 @@
+"""Upscaling nodes."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..aiprod_engine.pipelines.upsample import upsample_clip
+from . import _host as host
+from . import _sockets as sockets
+from ._schema import make_schema
+
+
+class UpsampleLatent(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return make_schema(
+            node_id="AIPRODUpsampleLatent",
+            display_name="Upsample Latent",
+            category="AIPROD/upscaling",
+            description="Enlarges a clip between two sampling stages: x2 or x1.5 in size, or x2 in "
+            "frame rate. Sample it again afterwards with the stage 2 schedule.",
+            search_aliases=["latent upscale", "LTXVLatentUpsampler"],
+            inputs=[
+                sockets.Latent.Input("latent"),
+                sockets.Upsampler.Input("upsampler"),
+                sockets.VideoVAE.Input("video_vae", tooltip="Its channel statistics are needed."),
+            ],
+            outputs=[sockets.Latent.Output("latent_out", display_name="latent")],
+        )
+
+    @classmethod
+    def execute(cls, latent, upsampler, video_vae) -> io.NodeOutput:
+        host.require_version("upsampler", upsampler.info.version, latent.version)
+        host.require_version("video VAE", video_vae.info.version, latent.version)
+        statistics = host.statistics(video_vae.decoder)
+        with host.on_device(upsampler.upsampler) as (network,):
+            return io.NodeOutput(upsample_clip(network, statistics, latent))
+
+
+NODES = [UpsampleLatent]
