@@ -8,14 +8,14 @@ from comfy_api.latest import ComfyExtension
 logger = logging.getLogger("aiprod")
 
 FAMILIES = (
-    "loaders", "text", "latents", "files", "encode", "guiders", "sampling", "decode",
-    "interop",
+    "loaders", "text", "latents", "files", "encode", "conditioning", "guiders", "sampling",
+    "upscale", "decode", "interop",
 )  # fmt: skip
 
 
 class AIPRODExtension(ComfyExtension):
     async def get_node_list(self) -> list[type]:
-        """Every node; the host reports one line without a traceback, so failures are logged here."""
+        """Every node; the host reports failures without a traceback, so they are logged here."""
         nodes = []
         for family in FAMILIES:
             try:

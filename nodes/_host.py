@@ -14,7 +14,7 @@ import folder_paths
 import torch
 from torch import nn
 
-from ..aiprod_engine.errors import CheckpointError, MismatchError
+from ..aiprod_engine.errors import CheckpointError, EngineError, MismatchError
 from ..aiprod_engine.memory.residency import Residency
 from ..aiprod_engine.weights.recipe import Recipe
 
@@ -27,7 +27,7 @@ def compute_device() -> torch.device:
 
 
 def compute_dtype() -> torch.dtype:
-    """bfloat16 where the device computes in it, else float32 (float16 overflows in these models)."""
+    """bfloat16 where the device computes in it, else float32; float16 overflows here."""
     return torch.bfloat16 if mm.should_use_bf16(compute_device()) else torch.float32
 
 
@@ -149,6 +149,15 @@ def _handle(recipe: Recipe) -> Handle:
     return handle
 
 
+def sentence(check: Callable, *args) -> bool | str:
+    """What `validate_inputs` returns: True, or the sentence of the error that `check` raised."""
+    try:
+        check(*args)
+    except EngineError as error:
+        return str(error)
+    return True
+
+
 def require_version(what: str, found: str | None, wanted: str | None) -> None:
     """Raise unless two parts may belong to one release ("2.3|2.5" fits both)."""
     if None in (found, wanted) or set(found.split("|")) & set(wanted.split("|")):
@@ -160,7 +169,7 @@ def require_version(what: str, found: str | None, wanted: str | None) -> None:
 
 
 def progress(total: int) -> Callable[[int], None]:
-    """A function that moves this node's progress bar to a value and raises if the user cancelled."""
+    """A function that moves this node's progress bar and raises if the user cancelled."""
     bar = comfy.utils.ProgressBar(total)
 
     def advance(value: int) -> None:

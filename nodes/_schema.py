@@ -1,4 +1,4 @@
-"""Portability of node schemas: newer hosts know more schema fields than the oldest supported one."""
+"""Portability of node schemas: newer hosts know more fields than the oldest supported one."""
 
 from __future__ import annotations
 

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 from comfy_api.latest import io
 
+from ..aiprod_engine.pipelines.guides import Guide
 from ..aiprod_engine.sampling.guidance import Guidance
 from ..aiprod_engine.types import TextContext
 from ..aiprod_engine.weights import Info
+from ..aiprod_engine.weights.ic_lora import Reference
 from ..aiprod_engine.weights.recipe import Recipe
 
 Model = io.Custom("AIPROD_MODEL")
@@ -21,16 +23,18 @@ VideoVAE = io.Custom("AIPROD_VIDEO_VAE")
 AudioVAE = io.Custom("AIPROD_AUDIO_VAE")
 Upsampler = io.Custom("AIPROD_UPSAMPLER")
 Conditioning = io.Custom("AIPROD_CONDITIONING")
+Guides = io.Custom("AIPROD_GUIDES")
 Guider = io.Custom("AIPROD_GUIDER")
 Latent = io.Custom("AIPROD_LATENT")  # payload: aiprod_engine.types.AVLatent
 
 
 @dataclass(frozen=True)
 class ModelPayload:
-    """A transformer: how to load it and which release it belongs to."""
+    """A transformer: how to load it, which release it belongs to, what its LoRAs say."""
 
     transformer: Recipe
     info: Info
+    reference: Reference = Reference()
 
     def __repr__(self) -> str:
         return f"transformer {self.info.version}"
@@ -96,6 +100,31 @@ class UpsamplerPayload:
 
     def __repr__(self) -> str:
         return f"upsampler {', '.join(self.info.components)}"
+
+
+@dataclass(frozen=True)
+class GuidesPayload:
+    """Guides in the order of the wire, and the encoders that they need."""
+
+    guides: tuple[Guide, ...] = ()
+    video_vae: VideoVAEPayload | None = None
+    audio_vae: AudioVAEPayload | None = None
+
+    def __repr__(self) -> str:
+        return f"{len(self.guides)} guides"
+
+
+def with_guide(
+    before: GuidesPayload | None,
+    guide: Guide,
+    video_vae: VideoVAEPayload | None = None,
+    audio_vae: AudioVAEPayload | None = None,
+) -> GuidesPayload:
+    """The guides so far and one more; all of one wire are encoded by the same VAEs."""
+    before = before or GuidesPayload()
+    return GuidesPayload(
+        (*before.guides, guide), video_vae or before.video_vae, audio_vae or before.audio_vae
+    )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..aiprod_engine.errors import CheckpointError
 from ..aiprod_engine.media.tensor_files import load_clip, load_context, save_clip, save_context
 from . import _host as host
 from . import _sockets as sockets
@@ -32,13 +31,7 @@ def _saved_file(folder: str):
 
 
 def _verdict(file: str | None) -> bool | str:
-    if file is None:
-        return True
-    try:
-        host.find_saved(file)
-    except CheckpointError as error:
-        return str(error)
-    return True
+    return True if file is None else host.sentence(host.find_saved, file)
 
 
 class SaveLatent(io.ComfyNode):

@@ -77,11 +77,7 @@ class CFGGuider(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, stg_blocks) -> bool | str:
-        try:
-            parse_blocks(stg_blocks)
-        except UnsupportedConfig as error:
-            return str(error)
-        return True
+        return host.sentence(parse_blocks, stg_blocks)
 
     @classmethod
     def execute(

@@ -49,14 +49,7 @@ class EmptyLatent(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, width, height, frames) -> bool | str:
-        try:
-            if None not in (width, height):
-                timing.check_size(height, width)
-            if frames is not None:
-                timing.check_frames(frames)
-        except SizeError as error:
-            return str(error)
-        return True
+        return host.sentence(_check, width, height, frames)
 
     @classmethod
     def execute(cls, width, height, frames, fps) -> io.NodeOutput:
@@ -68,6 +61,20 @@ class EmptyLatent(io.ComfyNode):
             )  # fmt: skip
         height, width, frames = snapped
         return io.NodeOutput(AVLatent(None, None, frames, height, width, fps))
+
+
+def _check(width: int | None, height: int | None, frames: int | None) -> None:
+    """Naming these inputs takes their ranges from the host, so all of it is checked here."""
+    for name, value, most in (
+        ("width", width, LARGEST_SIDE), ("height", height, LARGEST_SIDE),
+        ("frames", frames, MOST_FRAMES),
+    ):  # fmt: skip
+        if value is not None and value > most:
+            raise SizeError(f"{name} must be at most {most}, got {value}")
+    if None not in (width, height):
+        timing.check_size(height, width)
+    if frames is not None:
+        timing.check_frames(frames)
 
 
 NODES = [EmptyLatent]

@@ -85,11 +85,7 @@ def verdict(role: str, name: str | None) -> bool | str:
     """What `validate_inputs` returns for a chosen file: True, or the sentence of the error."""
     if name is None:
         return True
-    try:
-        identify(role, name)
-    except EngineError as error:
-        return str(error)
-    return True
+    return host.sentence(identify, role, name)
 
 
 def _files(role: str, tooltip: str, name: str | None = None):
@@ -225,9 +221,7 @@ class TextEncoderLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, encoder, connectors=NONE) -> bool | str:
-        if connectors not in (None, NONE) and not host.find_file(
-            FOLDERS["connectors"], connectors
-        ):
+        if connectors not in (None, NONE) and not host.find_file(FOLDERS["connectors"], connectors):
             return f"connectors must be none or an existing file; {connectors!r} is not there"
         return verdict("encoder", encoder)
 

@@ -7,10 +7,12 @@ from dataclasses import replace
 from comfy_api.latest import io
 
 from ..aiprod_engine.errors import MismatchError
+from ..aiprod_engine.pipelines.encoders import encode_sound, encode_video
+from ..aiprod_engine.pipelines.guides import Encoders, encode_guides
 from ..aiprod_engine.pipelines.stage import SAMPLERS, Noise, Stage, Start, run_stage
 from ..aiprod_engine.sampling import presets, schedules
 from ..aiprod_engine.sampling.denoise import Contexts
-from ..aiprod_engine.types import Streams
+from ..aiprod_engine.types import AVLatent, Streams
 from . import _host as host
 from . import _sockets as sockets
 from ._schema import make_input, make_schema
@@ -63,7 +65,7 @@ class DistilledSchedule(io.ComfyNode):
             node_id="AIPRODDistilledSchedule",
             display_name="Distilled Schedule",
             category=CATEGORY,
-            description="The fixed noise levels that distilled checkpoints and LoRAs were made for.",
+            description="The fixed noise levels that distilled checkpoints were made for.",
             search_aliases=["distilled sigmas"],
             inputs=[
                 make_input(
@@ -106,6 +108,9 @@ class Sampler(io.ComfyNode):
                     control_after_generate=True,
                     tooltip="Same seed, size and settings give the same result on every device.",
                 ),
+                sockets.Guides.Input(
+                    "guides", optional=True, tooltip="Images, videos and sounds to follow."
+                ),
             ],
             outputs=[sockets.Latent.Output("latent_out", display_name="latent")],
         )  # fmt: skip
@@ -115,11 +120,13 @@ class Sampler(io.ComfyNode):
         return _one_of("sampler", sampler, SAMPLERS)
 
     @classmethod
-    def execute(cls, model, guider, sigmas, latent, sampler, seed) -> io.NodeOutput:
+    def execute(cls, model, guider, sigmas, latent, sampler, seed, guides=None) -> io.NodeOutput:
         host.require_version("prompt", guider.positive.version, model.info.version)
         host.require_version("latent", latent.version, model.info.version)
         if len(sigmas) < 2:
             raise MismatchError("the Sampler needs at least one step; sigmas holds none")
+        latent = replace(latent, version=model.info.version)
+        start = Start(latent) if guides is None else _encoded(guides, latent, model)
         # a latent that was sampled before is refined from the level at which the schedule begins
         level = 1.0 if latent.video is None and latent.audio is None else float(sigmas[0])
         contexts = Contexts(guider.positive, guider.negative)
@@ -132,10 +139,28 @@ class Sampler(io.ComfyNode):
 
         with host.on_device(model.transformer) as (transformer,):
             done = run_stage(
-                transformer, Start(latent), stage, Noise.seeded(seed), tell,
-                on_block=lambda index: host.check_cancelled(),
+                transformer, start, stage, Noise.seeded(seed), tell,
+                on_block=lambda _: host.check_cancelled(),
             )  # fmt: skip
-        return io.NodeOutput(replace(done, version=model.info.version))
+        return io.NodeOutput(done)
+
+
+def _encoded(guides: sockets.GuidesPayload, latent: AVLatent, model: sockets.ModelPayload) -> Start:
+    """The stage's start with all guides, encoded for the size of this latent."""
+
+    def video(frames):
+        if guides.video_vae is None:
+            raise MismatchError("these guides hold pictures; connect a video VAE to one of them")
+        host.require_version("guides' video VAE", guides.video_vae.info.version, latent.version)
+        with host.on_device(guides.video_vae.encoder) as (encoder,):
+            return encode_video(encoder, frames)
+
+    def audio(sound):
+        host.require_version("guides' audio VAE", guides.audio_vae.info.version, latent.version)
+        with host.on_device(guides.audio_vae.encoder) as (encoder,):
+            return encode_sound(encoder, sound)
+
+    return encode_guides(guides.guides, latent, Encoders(video, audio), model.reference)
 
 
 def _guidance(guider: sockets.GuiderPayload, model: sockets.ModelPayload) -> Streams:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..aiprod_engine.pipelines.upsample import upsample_clip
+from ..aiprod_engine.pipelines.upsample import upsample
 from . import _host as host
 from . import _sockets as sockets
 from ._schema import make_schema
@@ -34,7 +34,7 @@ class UpsampleLatent(io.ComfyNode):
         host.require_version("video VAE", video_vae.info.version, latent.version)
         statistics = host.statistics(video_vae.decoder)
         with host.on_device(upsampler.upsampler) as (network,):
-            return io.NodeOutput(upsample_clip(network, statistics, latent))
+            return io.NodeOutput(upsample(network, statistics, latent))
 
 
 NODES = [UpsampleLatent]

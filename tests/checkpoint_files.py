@@ -9,20 +9,21 @@ from math import prod
 from pathlib import Path
 
 import torch
-from aiprod_engine import Modality
-from aiprod_engine.weights.header import BITS, Header, TensorInfo
 from goldens import ROOT, Case
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+from aiprod_engine import Modality
+from aiprod_engine.weights.header import BITS, Header, TensorInfo
 
 CHECKPOINTS = ROOT / "checkpoints"
 MANIFESTS = ROOT.parent / "manifests"
 P = "model.diffusion_model."
 
 
-def checkpoint(stem: str) -> Path:
-    """A tiny checkpoint in a real format."""
-    return CHECKPOINTS / (stem if stem.endswith(".gguf") else f"{stem}.safetensors")
+def checkpoint(name: str) -> Path:
+    """Path of a fixture of the checkpoint area."""
+    return CHECKPOINTS / name
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -58,7 +59,8 @@ def manifest(name: str) -> dict[str, list[int]]:
 
 
 def table(name: str) -> dict:
-    return json.loads((CHECKPOINTS / f"{name}.json").read_text())
+    """A JSON fixture of the checkpoint area."""
+    return json.loads(checkpoint(name).read_text())
 
 
 def starting(tensors: Mapping, *starts: str, strip: str = "") -> dict:

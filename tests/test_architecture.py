@@ -23,8 +23,7 @@ MAY_IMPORT = {
     "memory": BASE,
     "media": BASE,
     "weights": BASE | {"models"},
-    "pipelines": BASE
-    | {"models", "latents", "sampling", "tiling", "memory", "media", "weights"},
+    "pipelines": BASE | {"models", "latents", "sampling", "tiling", "memory", "media", "weights"},
 }
 HOST_MODULES = {"comfy", "folder_paths", "latent_preview", "comfy_execution", "server", "execution"}
 
@@ -54,7 +53,9 @@ def engine_rooms(path: Path) -> list[str]:
     return rooms
 
 
-@pytest.mark.parametrize("path", sorted(ENGINE.rglob("*.py")), ids=lambda p: str(p.relative_to(ENGINE)))
+@pytest.mark.parametrize(
+    "path", sorted(ENGINE.rglob("*.py")), ids=lambda p: str(p.relative_to(ENGINE))
+)
 def test_engine_imports_point_left(path):
     room = path.relative_to(ENGINE).with_suffix("").parts[0]
     for level, module in imports(path):

@@ -1,4 +1,4 @@
-"""Speaks to a running ComfyUI over HTTP and its websocket: post a prompt, follow it, fetch files."""
+"""Speaks to a running ComfyUI: posts a prompt, follows it on the websocket, fetches files."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class HostClient:
         return answer["prompt_id"]
 
     def run(
-        self, prompt: dict, on_message: Callable[[Message], None] = lambda message: None,
+        self, prompt: dict, on_message: Callable[[Message], None] = lambda _: None,
         timeout: float = 600, extra_data: dict | None = None,
     ) -> Outcome:  # fmt: skip
         """Run an API prompt to its end; `on_message` sees every JSON message of the websocket."""

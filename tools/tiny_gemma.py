@@ -18,7 +18,7 @@ CORPUS = [
     "A steam train crosses a stone viaduct at dawn, whistle echoing through the valley.",
     "Rain falls on a tin roof while a woman hums softly and pours tea into two cups.",
     "The camera follows a red fox running over fresh snow; its paws crunch at every step.",
-    "He says: \"We leave at 7:45, don't be late\" and closes the heavy wooden door.",
+    'He says: "We leave at 7:45, don\'t be late" and closes the heavy wooden door.',
     "Waves roll onto a pebble beach, gulls cry, and 3 children build a castle of wet sand.",
 ]
 SYMBOLS = [

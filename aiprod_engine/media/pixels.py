@@ -17,5 +17,10 @@ def to_uint8(pixels: Tensor, truncate: bool = False) -> Tensor:
 
     Rounds to nearest; `truncate` follows ltx-core 1.0, which darkens by half a step.
     """
-    x = to_image(pixels) * 255
-    return (x if truncate else x.round()).to(torch.uint8)
+    images = to_image(pixels)
+    return (images * 255).to(torch.uint8) if truncate else to_bytes(images)
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Pictures (..., H, W, C) in [0, 1] -> 8-bit (..., H, W, 3), rounded to nearest; no alpha."""
+    return (images[..., :3].float().clamp(0, 1) * 255).round().to(torch.uint8)

@@ -12,7 +12,7 @@ from ..errors import MismatchError
 from ..media.pixels import to_image
 from ..models.audio_vae.codec import decode_audio, fit_track
 from ..models.video_vae import VideoDecoder, stream_decode
-from ..tiling import TileSizes, plan_decode, tiled_decode
+from ..tiling import TileSizes, decode_plan, tiled_decode
 from ..types import AVLatent
 
 TILINGS = ("auto", "tiled", "off")
@@ -58,7 +58,7 @@ def _chunks(decoder: VideoDecoder, video: Tensor, tiling: str) -> Iterator[Tenso
         for frame in stream_decode(decoder, video.unbind(2)):
             yield frame.unsqueeze(2)
     elif tiling == "tiled":
-        yield from tiled_decode(decoder, video, plan_decode(video.shape[2:], TileSizes()))
+        yield from tiled_decode(decoder, video, decode_plan(video.shape[2:], TileSizes()))
     else:
         yield decoder(video)
 

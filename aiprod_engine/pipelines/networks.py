@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,8 +96,7 @@ class Networks:
 
 
 def dispose(network: nn.Module) -> None:
-    """Give a network's memory back, also while somebody still holds the network."""
+    """Give a network's memory back at once, also while somebody still holds the network."""
     network.to("meta")
-    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -26,5 +26,7 @@ def tiled_decode(
             frames[:, :, : unfinished.shape[2]] += unfinished
         done = end - span.out_start
         unfinished = frames[:, :, done:].clone()
+        finished = [frames[:, :, :done].to(latent.dtype)]
+        del frames  # not kept while the next group is decoded
         if done:  # a stride of one latent finishes nothing with the first tile
-            yield frames[:, :, :done].to(latent.dtype)
+            yield finished.pop()

@@ -21,6 +21,7 @@ from ..models.upsampler import Upsampler, UpsamplerConfig
 from ..models.video_vae import VideoDecoder, VideoEncoder, VideoVAEConfig
 from .source import Source
 
+
 @dataclass(frozen=True)
 class Component:
     """`configure` reads the section (and the caller's modalities), `build` makes the module.

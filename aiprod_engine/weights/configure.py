@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from ..errors import CheckpointError, UnsupportedConfig
+from ..errors import CheckpointError, EngineError, UnsupportedConfig
 from .header import Header, short
 from .info import Info
 from .keymap import PARTS, split
 from .presets import preset
-from .quant_formats import parse_json
+from .quant_formats import logical_shapes, parse_json
 from .shapes import DERIVE, MAX_LAYERS, Shapes
 
 _log = logging.getLogger(__name__)
@@ -33,14 +34,16 @@ _MAX_WIDTH, _MAX_NUMBER = 65_536, 2**31
 
 
 def component_section(info: Info, header: Header, kind: str) -> dict[str, Any]:
-    """Configuration section of `kind` as this file describes it."""
+    """Configuration section of `kind` as this file alone describes it."""
     rooms = split(header.tensors, info.layout, info.prefix or "", info.components)
-    shapes = {
-        name: header.tensors[key].shape
-        for part in PARTS[kind]
-        for name, key in rooms.get(part.component, {}).items()
-    }
-    return section(kind, shapes, stated(header, kind), info.version)
+    names: dict[str, str] = {}
+    for part in PARTS[kind]:
+        if part.component not in rooms:
+            raise CheckpointError(f"{header.path.name}: holds no {part.component}")
+        names |= rooms[part.component]
+    shapes = logical_shapes(header, names)
+    with untrusted(header.path.name, kind):
+        return section(kind, shapes, stated(header, kind), info.version)
 
 
 def section(
@@ -69,6 +72,20 @@ def section(
             short(other),
         )
     return overlay(base, shown)
+
+
+@contextmanager
+def untrusted(file: str, kind: str) -> Iterator[None]:
+    """Values of a file may have any type: what trips over one is the file's fault."""
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        if isinstance(error, EngineError):
+            raise
+        raise UnsupportedConfig(
+            f"{file}: the configuration of its {kind} is unusable "
+            f"({type(error).__name__}: {short(error)})"
+        ) from error
 
 
 def stated(header: Header, kind: str) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ result is the same to the last bit.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from ..errors import CheckpointError
 from .gguf_header import BLOCKS
 
 # Values of the 4-bit codes of IQ4_NL and IQ4_XS.
-_IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+_IQ4 = (-127.0, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 
 def decode_blocks(kind: str, raw: Tensor) -> Tensor:
@@ -33,20 +34,26 @@ def decode_blocks(kind: str, raw: Tensor) -> Tensor:
     return _DECODERS[kind](blocks).reshape(*raw.shape[:-1], -1)
 
 
+@lru_cache(maxsize=16)
+def table(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """float32 values of 4-bit codes; kept, since each copy to a GPU would wait for it."""
+    return torch.tensor(values, device=device)
+
+
 def _half(raw: Tensor) -> Tensor:
     """fp16 field (n, 2 k) -> float32 (n, k); the clone gives the view its alignment."""
     return raw.clone().view(torch.float16).float()
 
 
-def _shifted(raw: Tensor, shifts: tuple[int, ...], mask: int) -> Tensor:
-    """Bit fields of the last axis: (n, k) -> (n, len(shifts), k)."""
-    steps = torch.tensor(shifts, dtype=torch.uint8, device=raw.device).unsqueeze(-1)
-    return raw.unsqueeze(-2) >> steps & mask
+def _shifted(raw: Tensor, width: int, mask: int) -> Tensor:
+    """Fields of the last axis, one every `width` bits: (n, k) -> (n, 8 / width, k)."""
+    shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=raw.device).unsqueeze(-1)
+    return raw.unsqueeze(-2) >> shifts & mask
 
 
 def _nibbles(raw: Tensor) -> Tensor:
     """Low nibbles, then high nibbles: (n, k) -> (n, 2 k)."""
-    return _shifted(raw, (0, 4), 15).flatten(-2)
+    return _shifted(raw, 4, 15).flatten(-2)
 
 
 def _fifth_bits(raw: Tensor) -> Tensor:
@@ -79,7 +86,7 @@ def _q5_1(b: Tensor) -> Tensor:
 
 def _two_bits(qs: Tensor) -> Tensor:
     """2-bit codes of 64 bytes in two halves of four shifts: (n, 64) -> (n, 16, 16)."""
-    return _shifted(qs.unflatten(-1, (2, 32)), (0, 2, 4, 6), 3).reshape(-1, 16, 16)
+    return _shifted(qs.unflatten(-1, (2, 32)), 2, 3).reshape(-1, 16, 16)
 
 
 def _q2_k(b: Tensor) -> Tensor:
@@ -90,10 +97,10 @@ def _q2_k(b: Tensor) -> Tensor:
 
 def _q3_k(b: Tensor) -> Tensor:
     hmask, qs, packed, d = b[:, :32], b[:, 32:96], b[:, 96:108], _half(b[:, 108:110])
-    low = _shifted(packed[:, :8], (0, 4), 15).flatten(-2)  # (n, 16): 4 bits of each scale
-    high = _shifted(packed[:, 8:], (0, 2, 4, 6), 3).flatten(-2)  # (n, 16): upper 2 bits
+    low = _shifted(packed[:, :8], 4, 15).flatten(-2)  # (n, 16): 4 bits of each scale
+    high = _shifted(packed[:, 8:], 2, 3).flatten(-2)  # (n, 16): upper 2 bits
     scales = (low | high << 4).float() - 32
-    minus = 1 - _shifted(hmask, tuple(range(8)), 1)  # (n, 8, 32): 1 where 4 is to be subtracted
+    minus = 1 - _shifted(hmask, 1, 1)  # (n, 8, 32): 1 where 4 is to be subtracted
     codes = _two_bits(qs).float() - 4 * minus.reshape(-1, 16, 16).float()
     return (d * scales).unsqueeze(-1) * codes
 
@@ -114,28 +121,27 @@ def _k_blocks(b: Tensor, codes: Tensor) -> Tensor:
 
 
 def _q4_k(b: Tensor) -> Tensor:
-    codes = _shifted(b[:, 16:].unflatten(-1, (4, 32)), (0, 4), 15)  # (n, 4, 2, 32)
+    codes = _shifted(b[:, 16:].unflatten(-1, (4, 32)), 4, 15)  # (n, 4, 2, 32)
     return _k_blocks(b, codes.reshape(-1, 8, 32))
 
 
 def _q5_k(b: Tensor) -> Tensor:
-    codes = _shifted(b[:, 48:].unflatten(-1, (4, 32)), (0, 4), 15).reshape(-1, 8, 32)
-    fifth = _shifted(b[:, 16:48], tuple(range(8)), 1)  # (n, 8, 32)
+    codes = _shifted(b[:, 48:].unflatten(-1, (4, 32)), 4, 15).reshape(-1, 8, 32)
+    fifth = _shifted(b[:, 16:48], 1, 1)  # (n, 8, 32)
     return _k_blocks(b, codes | fifth << 4)
 
 
 def _q6_k(b: Tensor) -> Tensor:
     ql, qh, scales, d = b[:, :128], b[:, 128:192], b[:, 192:208], _half(b[:, 208:210])
-    low = _shifted(ql.unflatten(-1, (2, 64)), (0, 4), 15)  # (n, 2, 2, 64)
-    high = _shifted(qh.unflatten(-1, (2, 32)), (0, 2, 4, 6), 3)  # (n, 2, 4, 32)
+    low = _shifted(ql.unflatten(-1, (2, 64)), 4, 15)  # (n, 2, 2, 64)
+    high = _shifted(qh.unflatten(-1, (2, 32)), 2, 3)  # (n, 2, 4, 32)
     codes = low.reshape(-1, 16, 16) | high.reshape(-1, 16, 16) << 4
     scale = d * scales.view(torch.int8)
     return scale.unsqueeze(-1) * (codes.float() - 32)
 
 
 def _iq4_values(raw: Tensor) -> Tensor:
-    table = torch.tensor(_IQ4, dtype=torch.float32, device=raw.device)
-    return table[_nibbles(raw).int()]
+    return table(_IQ4, raw.device)[_nibbles(raw).int()]
 
 
 def _iq4_nl(b: Tensor) -> Tensor:
@@ -143,11 +149,9 @@ def _iq4_nl(b: Tensor) -> Tensor:
 
 
 def _iq4_xs(b: Tensor) -> Tensor:
-    d, packed = _half(b[:, :2]), b[:, 4:8]
-    low = (packed.unsqueeze(-1) >> torch.tensor([0, 4], dtype=torch.uint8, device=b.device)) & 15
-    pairs = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=b.device)
-    high = b[:, 2:4].unsqueeze(-1) >> pairs & 3  # (n, 2, 4): little-endian u16, two bits each
-    scale = d * ((low.flatten(-2) | high.flatten(-2) << 4).float() - 32)  # (n, 8)
+    low = _shifted(b[:, 4:8], 4, 15).transpose(1, 2).flatten(-2)  # (n, 8): 4 bits of each scale
+    high = _shifted(b[:, 2:4], 2, 3).transpose(1, 2).flatten(-2)  # (n, 8): upper 2 bits, u16
+    scale = _half(b[:, :2]) * ((low | high << 4).float() - 32)
     return scale.unsqueeze(-1) * _iq4_values(b[:, 8:].unflatten(-1, (8, 16)))
 
 

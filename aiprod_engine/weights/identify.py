@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
-from ..errors import CheckpointError
 from .facts import facts
 from .files import Files, open_headers
 from .header import Header, short
 from .info import Info, generation, ordered
-from .keymap import is_companion, split
-from .quant_formats import LayerFormat, layer_formats, logical_shape, summary
+from .keymap import split
+from .quant_formats import layer_formats, logical_shapes, summary
 from .signatures import COMPONENT_TESTS, Keys, adapter
 
 _EXPECTED = (
@@ -44,15 +43,12 @@ def identify(header: Header) -> Info:
         note = f"{header.path.name}: not a file of the LTX-2 family; {_EXPECTED}"
         quant = "gguf" if header.container == "gguf" else "none"
         return replace(info, prefix=None, quant=quant, notes=(note,))
-    try:
-        formats = {} if info.kind == "lora" else layer_formats(header)
-    except CheckpointError as error:
-        raise CheckpointError(f"{header.path.name}: {error}") from None
+    formats = {} if info.kind == "lora" else layer_formats(header)
     info = replace(info, quant=summary(formats, header.container))
     if info.kind in _CONFIGURED and "config" not in header.metadata:
         note = f"no config in the file: the published values of {info.version or 'LTX-2'} are used"
         info = replace(info, notes=(*info.notes, note))
-    return _counted(_narrowed(info), header, formats)
+    return _counted(_narrowed(info), header)
 
 
 def merged(infos: Sequence[Info]) -> Info:
@@ -102,20 +98,12 @@ def _narrowed(info: Info) -> Info:
     return replace(info, notes=(*info.notes, note))
 
 
-def _counted(info: Info, header: Header, formats: Mapping[str, LayerFormat]) -> Info:
+def _counted(info: Info, header: Header) -> Info:
     if info.kind == "lora":
         rooms = {"lora": {key: key for key in header.tensors}}
     else:
         rooms = split(header.tensors, info.layout, info.prefix or "", info.components)
-    by_weight = {found.tensors["weight"]: found for found in formats.values()}
-    shapes = {
-        room: {
-            name: logical_shape(header.tensors[key], by_weight.get(key))
-            for name, key in names.items()
-            if not is_companion(key)
-        }
-        for room, names in rooms.items()
-    }
+    shapes = {room: logical_shapes(header, names) for room, names in rooms.items()}
     return replace(
         info,
         tensors={room: len(names) for room, names in rooms.items()},

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from ..errors import CheckpointError
 from .header import short
-from .quant_formats import COMPANIONS, MARKER
 
 TRANSFORMER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
 GEMMA_PREFIXES = ("language_model.model.", "model.language_model.", "model.", "")
@@ -194,12 +193,6 @@ def take(part: Part, names: Mapping[str, str]) -> dict[str, str]:
         if not part.ignored.fullmatch(inner):
             taken[inner] = key
     return taken
-
-
-def is_companion(name: str) -> bool:
-    """Whether a key belongs to the quantisation of a layer rather than to the network."""
-    last = name.rpartition(".")[2]
-    return last in COMPANIONS or last == MARKER
 
 
 def _single(keys: list[str], prefix: str, components: set[str]) -> Iterable[tuple[str, str, str]]:

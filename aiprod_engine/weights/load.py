@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,17 +10,16 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from .components import COMPONENTS, Component
-from .dequantize import dequantize
+from .configure import untrusted
 from .files import Files
 from .header import short
-from .keymap import is_companion
-from .lora import LoraSet, load_loras
-from .mapped import MappedFile
+from .lora import load_loras
 from .quant import QuantizedLinear, convert
+from .quant_formats import MARKER, LayerFormat
+from .reader import Reader
 from .side_path import attach
-from .source import Source, find, untrusted
+from .source import Source, Stored, find
 
-_FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _LISTED = 3  # names that an error message shows
 
 
@@ -59,27 +57,28 @@ def load(
     adapters = load_loras(loras, {name: t.shape for name, t in model.state_dict().items()})
     packed = _packed_layers(model, source, component)
     convert(model, packed)
-    target = _Target(torch.device(device), torch.float32 if component.float32 else dtype)
-    _assign(model, source, _Reader(source, target, adapters), names)
+    dtype = torch.float32 if component.float32 else dtype
+    _assign(model, Reader(source, torch.device(device), dtype, adapters), names)
     if quantised := adapters.modules & packed.keys():
-        attach(model, adapters, _compute_dtype(model, target), quantised)
+        attach(model, adapters, _compute_dtype(model, dtype), quantised)
     return model.eval().requires_grad_(False)
 
 
 def _matched(model: nn.Module, source: Source, modalities: str | None) -> list[str]:
     """Names to read; raises if a tensor is missing, unexpected or of another shape."""
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name for name in source.tensors if not _belongs_to_layer(name, source)}
+    layers = source.formats
+    found = {name for name, t in source.tensors.items() if not _is_known_companion(name, t, layers)}
     if missing := sorted(expected.keys() - found):
         raise CheckpointError(_sentence(source, "lacks", missing))
-    extra = found - expected.keys() - _other_streams(source, modalities)
-    if extra:
-        raise CheckpointError(_sentence(source, "holds unexpected", sorted(extra)))
+    if extra := sorted(found - expected.keys() - _other_streams(source, modalities)):
+        raise CheckpointError(_sentence(source, "holds unexpected", extra))
     for name, shape in expected.items():
-        if not _fits(source.shape(name), shape, source):
+        stored = source.tensors[name]
+        if not _fits(stored, shape):
             raise CheckpointError(
                 f"{source.info.name}: {short(name)} of {source.kind} has the shape "
-                f"{source.shape(name)}, the configuration asks for {shape}"
+                f"{stored.shape}, the configuration asks for {shape}"
             )
     return list(expected)
 
@@ -93,11 +92,10 @@ def _sentence(source: Source, verb: str, names: list[str]) -> str:
     )
 
 
-def _belongs_to_layer(name: str, source: Source) -> bool:
-    """Whether a tensor is part of how a quantised layer is stored, not of the network."""
-    return is_companion(name) and (
-        name.rpartition(".")[0] in source.formats or name.rpartition(".")[2] == "scaled_fp8"
-    )
+def _is_known_companion(name: str, stored: Stored, layers: Mapping[str, LayerFormat]) -> bool:
+    """Whether a tensor only tells how another one is stored: scales, records, the old marker."""
+    layer, _, last = name.rpartition(".")
+    return stored.shape is None and (layer in layers or last == MARKER)
 
 
 def _other_streams(source: Source, modalities: str | None) -> set[str]:
@@ -108,21 +106,23 @@ def _other_streams(source: Source, modalities: str | None) -> set[str]:
         return set(COMPONENTS["transformer"].build(_configured(source, "av")).state_dict())
 
 
-def _fits(stored: tuple[int, ...], shape: tuple[int, ...], source: Source) -> bool:
+def _fits(stored: Stored, shape: tuple[int, ...]) -> bool:
     """GGUF writers drop leading axes of one: [D] stands for [1, D]."""
-    if stored == shape:
+    if stored.shape == shape:
         return True
-    folded = len(stored) < len(shape) and (1,) * (len(shape) - len(stored)) + stored == shape
-    return folded and any(header.container == "gguf" for header, _ in source.tensors.values())
+    missing = len(shape) - len(stored.shape)
+    is_folded = missing > 0 and (1,) * missing + stored.shape == shape
+    return is_folded and stored.header.container == "gguf"
 
 
-def _packed_layers(model: nn.Module, source: Source, component: Component) -> dict:
+def _packed_layers(
+    model: nn.Module, source: Source, component: Component
+) -> dict[str, LayerFormat]:
     """Formats of the linears that stay as they are stored."""
     return {
         name: found
         for name, found in source.formats.items()
-        if f"{name}.weight" in source.tensors
-        and not name.startswith(component.plain or "\0")
+        if not any(name.startswith(start) for start in component.plain)
         and isinstance(_submodule(model, name), nn.Linear)
     }
 
@@ -134,89 +134,26 @@ def _submodule(model: nn.Module, name: str) -> nn.Module | None:
         return None
 
 
-@dataclass(frozen=True)
-class _Target:
-    """Where tensors go and what dtype floating ones get; None keeps theirs."""
-
-    device: torch.device
-    dtype: torch.dtype | None
-
-
-class _Reader:
-    """Turns stored tensors into parameters, one at a time."""
-
-    def __init__(self, source: Source, target: _Target, adapters: LoraSet):
-        self.source, self.target, self.adapters = source, target, adapters
-        headers = {id(header): header for header, _ in source.tensors.values()}
-        self.files = {key: MappedFile(header) for key, header in headers.items()}
-        # llama.cpp stores Gemma's norms with the 1 that the network adds already in them.
-        self.shifted_norms = source.info.layout == "llama.cpp"
-
-    def raw(self, name: str) -> Tensor:
-        """The stored tensor on the target device."""
-        header, key = self.source.tensors[name]
-        return self.files[id(header)].tensor(key).to(self.target.device)
-
-    def parameter(self, name: str, shape: torch.Size) -> Tensor:
-        """A tensor of the network: decoded where it is packed, cast, with its adapters fused."""
-        layer = self.source.format_of(name)
-        x = self.raw(name) if layer is None else self._decoded(name, layer)
-        if self.shifted_norms and name.endswith("norm.weight"):
-            x = x.float() - 1
-        if not x.is_floating_point():
-            raise CheckpointError(
-                f"{self.source.info.name}: {short(name)} is stored as {x.dtype}, "
-                "which needs a quantisation record"
-            )
-        dtype = self.target.dtype or self._natural(name, x, packed=layer is not None)
-        # Fused in the wider of both dtypes, so that the sum is rounded once.
-        if name in self.adapters.keys:
-            x = self.adapters.fuse(name, x.to(torch.promote_types(_wide(x.dtype), dtype)))
-        return x.to(dtype).reshape(shape)
-
-    def _decoded(self, name: str, layer) -> Tensor:
-        base = name.removesuffix(".weight")
-        roles = {role: key.rpartition(".")[2] for role, key in layer.tensors.items()}
-        tensors = {
-            role: self.raw(name if role == "weight" else f"{base}.{last}")
-            for role, last in roles.items()
-        }
-        values = dequantize(layer, tensors)
-        return values.reshape(self.source.shape(name))
-
-    def _natural(self, name: str, x: Tensor, packed: bool) -> torch.dtype:
-        """Dtype when none is asked for: bfloat16 replaces packed and fp8 values and, in GGUF,
-        the mixture of float types that its writers leave around packed layers."""
-        header, _ = self.source.tensors[name]
-        mixed = header.container == "gguf" and "scale_shift_table" not in name
-        return torch.bfloat16 if packed or mixed or x.dtype in _FP8 else x.dtype
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in _FP8 else dtype
-
-
-def _assign(model: nn.Module, source: Source, reader: _Reader, names: list[str]) -> None:
+def _assign(model: nn.Module, reader: Reader, names: list[str]) -> None:
     """Fill the model from the files; nothing may be left without data."""
     linears = {n: m for n, m in model.named_modules() if isinstance(m, QuantizedLinear)}
-    state: dict[str, Tensor] = {}
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    state: dict[str, Tensor] = {}
     for name in names:
-        layer = linears.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
-        if layer is None:
-            state[name] = reader.parameter(name, shapes[name])
-            continue
-        for role, last in layer.names.items():
-            key = f"{name.removesuffix('.weight')}.{last}"
-            x = reader.raw(key)
-            state[key] = x.reshape(shapes[key]) if role == "weight" else x
+        layer = name.removesuffix(".weight")
+        if name.endswith(".weight") and layer in linears:
+            packed = reader.packed(name)
+            packed[name] = packed[name].reshape(shapes[name])
+            state |= packed
+        else:
+            state[name] = reader.parameter(name).reshape(shapes[name])
     model.load_state_dict(state, strict=True, assign=True)
     tensors = [*model.named_parameters(), *model.named_buffers()]
     if left := [name for name, tensor in tensors if tensor.is_meta]:
-        raise CheckpointError(_sentence(source, "was left without data for", left))
+        raise CheckpointError(_sentence(reader.source, "was left without data for", left))
 
 
-def _compute_dtype(model: nn.Module, target: _Target) -> torch.dtype:
+def _compute_dtype(model: nn.Module, dtype: torch.dtype | None) -> torch.dtype:
     """Dtype in which a model with packed layers computes: asked for, or that of its parameters."""
     floats = (p.dtype for p in model.parameters() if p.is_floating_point())
-    return target.dtype or next((d for d in floats if d not in _FP8), torch.bfloat16)
+    return dtype or next(floats, torch.bfloat16)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 from ..errors import CheckpointError
@@ -58,10 +60,42 @@ class LayerFormat:
     tensors: Mapping[str, str] = field(default_factory=dict)
 
 
-def layer_formats(file: Header) -> dict[str, LayerFormat]:
+@lru_cache(maxsize=64)
+def layer_formats(file: Header) -> Mapping[str, LayerFormat]:
     """Format of every quantised layer by layer path as written in the file (with its prefix)."""
     if file.container == "gguf":
-        return dict(_gguf_layers(file))
+        return MappingProxyType(dict(_gguf_layers(file)))
+    try:
+        return MappingProxyType(_judged(file))
+    except CheckpointError as error:
+        raise CheckpointError(f"{file.path.name}: {error}") from None
+
+
+def logical_shapes(file: Header, names: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """Shapes by name (name -> file key) of the weights that the stored tensors stand for.
+
+    4-bit rows hold two inputs a byte; the scales beside a weight are left out.
+    """
+    halved = {
+        layer.tensors["weight"]
+        for layer in layer_formats(file).values()
+        if layer.name in ("nvfp4", "asym_w4a8_int8")
+    }
+    shapes = {}
+    for name, key in names.items():
+        if not is_companion(key):
+            shape = file.tensors[key].shape
+            shapes[name] = (*shape[:-1], shape[-1] * 2) if key in halved else shape
+    return shapes
+
+
+def is_companion(key: str) -> bool:
+    """Whether a key belongs to the quantisation of a layer rather than to the network."""
+    last = key.rpartition(".")[2]
+    return last in COMPANIONS or last == MARKER
+
+
+def _judged(file: Header) -> dict[str, LayerFormat]:
     records = _records(file)
     scaled = any(_is_scale(name) for name in file.tensors)
     markers = {n[: -len(MARKER)]: i for n, i in file.tensors.items() if _is_marker(n)}
@@ -81,13 +115,6 @@ def summary(formats: Mapping[str, LayerFormat], container: str = "safetensors") 
         return "gguf"
     words = {_word(found) for found in formats.values()}
     return "none" if not words else words.pop() if len(words) == 1 else "mixed"
-
-
-def logical_shape(info: TensorInfo, found: LayerFormat | None) -> tuple[int, ...]:
-    """Shape of the weight that a stored tensor stands for: 4-bit rows hold two inputs a byte."""
-    if found is not None and found.name in ("nvfp4", "asym_w4a8_int8"):
-        return (*info.shape[:-1], info.shape[-1] * 2)
-    return info.shape
 
 
 def parse_json(text: str | bytes, what: str, limit: int = MAX_JSON) -> Any:

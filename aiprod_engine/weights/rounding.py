@@ -11,7 +11,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-_PIECE = 1 << 24  # elements rounded at a time: keeps the float32 temporaries below 256 MB
+_PIECE = 1 << 23  # elements rounded at a time: keeps the float32 temporaries below 256 MB
 
 
 def layer_generator(key: str, recipe: str = "") -> torch.Generator:
@@ -23,19 +23,21 @@ def layer_generator(key: str, recipe: str = "") -> torch.Generator:
 def round_stochastically(x: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
     """fp8 tensor whose expectation is `x` clamped to the finite range; grid values stay as is."""
     pieces = x.flatten().split(_PIECE)
-    return torch.cat([_round(piece, dtype, generator) for piece in pieces]).view(x.shape)
+    codes = torch.cat([_round(piece, dtype, generator) for piece in pieces])
+    return codes.view(dtype).view(x.shape)
 
 
 def _round(x: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Codes (uint8) of one piece."""
     limit = torch.finfo(dtype).max
     x = x.float().clamp(-limit, limit)
     nearest = x.to(dtype)
     below = _order(nearest) - (nearest.float() > x).to(torch.int16)
     low, high = _value(below, dtype), _value(below + 1, dtype)  # low <= x < high on the grid
-    noise = torch.rand(x.shape, generator=generator).to(x.device)
+    noise = torch.rand(x.shape, generator=generator, device=generator.device).to(x.device)
     up = noise < (x - low.float()) / (high.float() - low.float())
     rounded = torch.where(up, _bytes(high), _bytes(low))
-    return torch.where(nearest.float() == x, _bytes(nearest), rounded).view(dtype)
+    return torch.where(nearest.float() == x, _bytes(nearest), rounded)
 
 
 def _bytes(codes: Tensor) -> Tensor:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import CheckpointError, EngineError, UnsupportedConfig
-from .configure import section, stated
+from ..errors import CheckpointError
+from .configure import section, stated, untrusted
 from .files import Files, open_headers
 from .fit import check_fit
-from .header import Header, TensorInfo, short
+from .header import Header
 from .identify import identify
 from .info import Info
 from .keymap import PARTS, Part, split, take
-from .quant_formats import LayerFormat, layer_formats, logical_shape
+from .quant_formats import LayerFormat, layer_formats, logical_shapes
 
 # What a part may be called in `Info.components`.
 _ACCEPTED = {
@@ -29,36 +28,36 @@ _DIFFUSION_DECODER = (
 
 
 @dataclass(frozen=True, eq=False)
+class Stored:
+    """One tensor: where it lies and, for the weight of a quantised layer, how it is stored.
+
+    `shape` is that of the values it stands for; None for what only accompanies a packed weight.
+    """
+
+    header: Header
+    key: str
+    shape: tuple[int, ...] | None
+    format: LayerFormat | None
+
+
+@dataclass(frozen=True, eq=False)
 class Source:
     """Everything about one network that headers tell.
 
-    `tensors`: name in the network -> (header, key); `shapes`: logical shape of every name of the
-    component (of both halves of a VAE); `formats`: quantised layers by module name; `section`: its
-    configuration; `info`: what the leading file is.
+    `tensors` by their name in the network; `shapes` of every name of the whole component (both
+    halves of a VAE); `section`: its configuration; `info`: what the leading file is.
     """
 
     kind: str
-    tensors: Mapping[str, tuple[Header, str]]
+    tensors: Mapping[str, Stored]
     shapes: Mapping[str, tuple[int, ...]]
-    formats: Mapping[str, LayerFormat]
     section: Mapping[str, Any]
     info: Info
 
-    def stored(self, name: str) -> TensorInfo:
-        """Header entry of a tensor."""
-        header, key = self.tensors[name]
-        return header.tensors[key]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Logical shape of a tensor."""
-        return logical_shape(self.stored(name), self.format_of(name))
-
-    def format_of(self, name: str) -> LayerFormat | None:
-        """How the tensor is stored, if it is the weight of a quantised layer."""
-        found = self.formats.get(name.removesuffix(".weight"))
-        if found is None or name not in self.tensors:
-            return None
-        return found if found.tensors["weight"] == self.tensors[name][1] else None
+    @property
+    def formats(self) -> dict[str, LayerFormat]:
+        """Formats of the quantised layers by module name."""
+        return {n.removesuffix(".weight"): t.format for n, t in self.tensors.items() if t.format}
 
 
 def find(kind: str, files: Files) -> Source:
@@ -69,51 +68,28 @@ def find(kind: str, files: Files) -> Source:
     chosen = [(part, *_owner(kind, part, known)) for part in PARTS[kind]]
     used = {id(header): info for _, header, info in chosen}
     check_fit(*used.values())
-    tensors: dict[str, tuple[Header, str]] = {}
+    tensors: dict[str, Stored] = {}
     shapes: dict[str, tuple[int, ...]] = {}
-    formats: dict[str, LayerFormat] = {}
     config: dict[str, Any] | None = None
     for part, header, info in chosen:
         names = split(header.tensors, info.layout, info.prefix or "", info.components)
         room = names.get(part.component, {})
-        layers = _by_weight(header)
-        shapes |= {n: logical_shape(header.tensors[k], layers.get(k)) for n, k in room.items()}
-        taken = take(part, room)
-        tensors |= {name: (header, key) for name, key in taken.items()}
-        formats |= {
-            name.removesuffix(".weight"): layers[key]
-            for name, key in taken.items()
-            if key in layers
-        }
+        shapes |= logical_shapes(header, room)
+        tensors |= _stored(header, take(part, room))
         config = stated(header, kind) if config is None else config
     lead = chosen[0][2]
     version = lead.version or next((info.version for _, _, info in chosen if info.version), None)
     with untrusted(lead.name, kind):
         described = section(kind, shapes, config, version)
-    return Source(kind, tensors, shapes, formats, described, lead)
+    return Source(kind, tensors, shapes, described, lead)
 
 
-@contextmanager
-def untrusted(file: str, kind: str) -> Iterator[None]:
-    """Values of a file may have any type: what trips over one is the file's fault."""
-    try:
-        yield
-    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
-        if isinstance(error, EngineError):
-            raise
-        raise UnsupportedConfig(
-            f"{file}: the configuration of its {kind} is unusable "
-            f"({type(error).__name__}: {short(error)})"
-        ) from error
-
-
-def _by_weight(header: Header) -> dict[str, LayerFormat]:
-    """Formats by the key of the layer's weight."""
-    try:
-        found = layer_formats(header)
-    except CheckpointError as error:
-        raise CheckpointError(f"{header.path.name}: {error}") from None
-    return {layer.tensors["weight"]: layer for layer in found.values()}
+def _stored(header: Header, names: Mapping[str, str]) -> dict[str, Stored]:
+    shapes = logical_shapes(header, names)
+    layers = {layer.tensors["weight"]: layer for layer in layer_formats(header).values()}
+    return {
+        name: Stored(header, key, shapes.get(name), layers.get(key)) for name, key in names.items()
+    }
 
 
 def _owner(kind: str, part: Part, known: list[tuple[Header, Info]]) -> tuple[Header, Info]:

@@ -10,7 +10,7 @@ from host_client import PromptFailed, PromptRejected
 from safetensors.torch import save_file
 
 sys.path.append(str(Path(__file__).parent.parent / "workflows"))
-from test_run import CHECKPOINT, small  # noqa: E402
+from test_run import CHECKPOINT, small
 
 pytestmark = pytest.mark.host
 

@@ -5,6 +5,7 @@ import json
 import pytest
 from graphs import GRAPHS
 from workflow_form import check, to_api
+
 from workflows import FOLDER, forms
 
 pytestmark = pytest.mark.host
@@ -14,7 +15,7 @@ MOST_NODES = 15
 
 def test_files_are_what_the_generator_writes(object_info):
     wanted = forms(object_info)
-    assert {path for path in FOLDER.rglob("*.json")} == set(wanted)
+    assert set(FOLDER.rglob("*.json")) == set(wanted)
     for path, text in wanted.items():
         assert path.read_text() == text, f"run python tools/workflows.py ({path.name} is old)"
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from mp4_check import problems, read_movie
+
 from workflows import FOLDER
 
 pytestmark = pytest.mark.host

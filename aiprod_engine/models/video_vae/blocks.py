@@ -199,8 +199,7 @@ class Upsample(nn.Module):
         if self.residual:
             skip = unpack(x, self.stride)  # (B, C / n, ...)
             # The whole block of channels repeats: 0 1 2 0 1 2, not 0 0 1 1 2 2.
-            for part in y.split(skip.shape[1], dim=1):
-                part.add_(skip)
+            y.unflatten(1, (-1, skip.shape[1])).add_(skip.unsqueeze(1))
         return y
 
 

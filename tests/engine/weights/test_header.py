@@ -20,7 +20,7 @@ from checkpoint_files import checkpoint, read, table, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-CASES = table("malformed_cases")["cases"]
+CASES = table("malformed_cases.json")["cases"]
 
 
 def safetensors_bytes(entries: object, data: bytes = b"") -> bytes:
@@ -98,17 +98,19 @@ def test_a_pickle_is_never_executed(tmp_path):
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("stem", ["ltx2_20_tiny", "ltx2_23_tiny_fp8", "quant_layers"])
-def test_tensors_are_those_of_the_library(stem):
-    path = checkpoint(stem)
+@pytest.mark.parametrize("name", ["ltx2_20_tiny.safetensors", "ltx2_23_tiny_fp8.safetensors", "quant_layers.safetensors"])
+def test_tensors_are_those_of_the_library(name):
+    path = checkpoint(name)
     found, metadata = read(path)
     header = read_header(path)
     file = MappedFile(header)
     assert header.metadata == metadata
     assert header.tensors.keys() == found.keys()
-    for name, tensor in found.items():
-        assert file.tensor(name).dtype == tensor.dtype
-        assert torch.equal(file.tensor(name).view(torch.uint8), tensor.view(torch.uint8)), name
+    for key, tensor in found.items():
+        view = file.tensor(key)
+        assert (view.dtype, view.shape) == (tensor.dtype, tensor.shape)
+        ours, theirs = (x.reshape(-1).view(torch.uint8) for x in (view, tensor))  # NaN too
+        assert torch.equal(ours, theirs), key
 
 
 def test_views_share_one_mapping_and_never_reach_the_file(tmp_path):
@@ -222,7 +224,7 @@ def survives(content: bytes, name: str) -> None:
             pass
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.binary(max_size=200))
 def test_random_bytes(content):
     survives(content, "a.safetensors")
@@ -243,7 +245,7 @@ entries = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.dictionaries(st.text(max_size=4) | st.just("__metadata__"), entries | json_values),
     st.integers(0, 40),
@@ -252,10 +254,10 @@ def test_random_headers(table, size):
     survives(safetensors_bytes(table, bytes(size)), "a.safetensors")
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.sampled_from(["ltx2_20_tiny_lora_kohya", "ltx2_23_tiny.gguf"]), st.data())
-def test_mutated_files(stem, data):
-    path = checkpoint(stem)
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(["ltx2_20_tiny_lora_kohya.safetensors", "ltx2_23_tiny.gguf"]), st.data())
+def test_mutated_files(name, data):
+    path = checkpoint(name)
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, min(len(content), 20_000) - 1))

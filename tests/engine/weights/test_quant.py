@@ -107,6 +107,21 @@ def test_records_in_the_metadata_mean_the_same(case):
         assert torch.equal(dequantize(layer, tensors), expected.outputs[f"{name}.weight"])
 
 
+def test_pieces_of_rows_do_not_change_the_weight(monkeypatch):
+    case = Case("checkpoints/quant_layers")
+    header = read_header(case.path)
+    stored = MappedFile(header)
+    layers = [
+        (layer, {role: stored.tensor(key) for role, key in layer.tensors.items()})
+        for layer in layer_formats(header).values()
+    ]
+    layers.append((LayerFormat("gguf:Q8_0"), {"weight": torch.randint(0, 60, (9, 68)).byte()}))
+    whole = [dequantize(layer, tensors) for layer, tensors in layers]
+    monkeypatch.setattr("aiprod_engine.weights.dequantize._PIECE", 200)
+    for (layer, tensors), weight in zip(layers, whole, strict=True):
+        assert torch.equal(dequantize(layer, tensors), weight)
+
+
 def test_every_stored_tensor_matters():
     case = Case("checkpoints/quant_layers")
     header = read_header(case.path)
@@ -134,7 +149,7 @@ def test_batch_of_two_is_two_of_one_and_runs_repeat():
 
 def test_rotation_is_its_own_inverse():
     x = torch.randn(3, 512)
-    for group in (4, 16, 64, 256):
+    for group in (1, 4, 16, 64, 256):
         torch.testing.assert_close(rotate(rotate(x, group), group), x)
     assert rotate(x, None) is x
     with pytest.raises(CheckpointError, match="power of 4"):

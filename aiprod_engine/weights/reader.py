@@ -1,0 +1,83 @@
+"""Stored tensors to what a network holds: mapped, moved, decoded, cast, adapted; one at a time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .dequantize import dequantize
+from .header import short
+from .lora import LoraSet
+from .mapped import MappedFile
+from .source import Source, Stored
+
+_FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+class Reader:
+    """Reads the tensors of one network for `device`; `dtype` None keeps what is stored."""
+
+    def __init__(
+        self,
+        source: Source,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        adapters: LoraSet | None = None,
+    ):
+        self.source, self.device, self.dtype = source, device, dtype
+        self.adapters = LoraSet({}) if adapters is None else adapters
+        headers = {id(stored.header): stored.header for stored in source.tensors.values()}
+        self._files = {key: MappedFile(header) for key, header in headers.items()}
+
+    def raw(self, name: str) -> Tensor:
+        """The stored tensor, moved as the bytes it is."""
+        stored = self.source.tensors[name]
+        return self._files[id(stored.header)].tensor(stored.key).to(self.device)
+
+    def packed(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a quantised layer by name; `name` is that of its weight."""
+        layer = name.removesuffix(".weight")
+        keys = self.source.tensors[name].format.tensors
+        names = (
+            name if role == "weight" else f"{layer}.{key.rpartition('.')[2]}"
+            for role, key in keys.items()
+        )
+        return {n: self.raw(n) for n in names}
+
+    def parameter(self, name: str) -> Tensor:
+        """A tensor of the network: decoded where it is packed, cast, with its adapters fused."""
+        stored = self.source.tensors[name]
+        x = self._values(name, stored)
+        dtype = self.dtype or _natural(name, x, stored)
+        if name in self.adapters.keys:
+            # In the wider of both dtypes, so that the sum is rounded once.
+            wide = torch.float32 if x.dtype in _FP8 else torch.promote_types(x.dtype, dtype)
+            x = self.adapters.fuse(name, x.to(wide))
+        return x.to(dtype)
+
+    def _values(self, name: str, stored: Stored) -> Tensor:
+        if stored.format is None:
+            x = self.raw(name)
+        else:
+            roles = zip(stored.format.tensors, self.packed(name).values(), strict=True)
+            x = dequantize(stored.format, dict(roles)).reshape(stored.shape)
+        if not x.is_floating_point():
+            raise CheckpointError(
+                f"{stored.header.path.name}: {short(name)} is stored as {x.dtype}, "
+                "which means nothing without a quantisation record"
+            )
+        # llama.cpp stores Gemma's norms with the 1 that the network adds already in them.
+        is_shifted = self.source.info.layout == "llama.cpp" and name.endswith("norm.weight")
+        return x.float() - 1 if is_shifted else x
+
+
+def _natural(name: str, x: Tensor, stored: Stored) -> torch.dtype:
+    """Dtype when none is asked for.
+
+    bfloat16 replaces decoded and fp8 values and, in GGUF, the mixture of float types that its
+    writers leave around packed layers (all but the modulation tables).
+    """
+    is_mixed = stored.header.container == "gguf" and "scale_shift_table" not in name
+    is_coded = stored.format is not None or x.dtype in _FP8
+    return torch.bfloat16 if is_mixed or is_coded else x.dtype

@@ -1,0 +1,144 @@
+"""Runs of the recorded pipelines: tiny checkpoints, injected noise, everything that was told."""
+
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from goldens import ROOT
+
+from aiprod_engine.pipelines.networks import Networks
+from aiprod_engine.pipelines.run import Run, Settings
+from aiprod_engine.pipelines.stage import Noise
+from aiprod_engine.sampling.denoise import Contexts
+from aiprod_engine.sampling.guidance import Guidance
+from aiprod_engine.types import AVLatent, Streams
+
+CHECKPOINTS, PIPELINES = ROOT / "checkpoints", ROOT / "pipelines"
+
+
+class RecordedNoise:
+    """The draws of a fixture; asking for another one, or in another order, fails."""
+
+    def __init__(self, case):
+        self.draws = list(case.call["noise"])
+        self.tensors = case.group("in.noise.")
+
+    def __call__(self, shape, stream, purpose):
+        name = self.draws.pop(0)
+        assert name.endswith(f"{stream}.{purpose}")
+        assert tuple(self.tensors[name].shape) == tuple(shape)
+        return self.tensors[name]
+
+
+@dataclass
+class Recorder:
+    """What a run told, by event, and the transformer's evaluations per build."""
+
+    events: dict = field(default_factory=dict)
+    evaluations: Counter = field(default_factory=Counter)
+
+    def tell(self, event, value):
+        self.events[event] = value
+
+
+class CountingNetworks(Networks):
+    """Networks that count how often the transformer is evaluated, build by build."""
+
+    @contextmanager
+    def use(self, kind, loras=(), modalities=None):
+        with super().use(kind, loras, modalities) as network:
+            if kind == "transformer":
+                self.builds.append(0)
+
+                def count(*_):
+                    self.builds[-1] += 1
+
+                network.register_forward_hook(count)
+            yield network
+
+
+def file_of(name):
+    return CHECKPOINTS / name if (CHECKPOINTS / name).exists() else PIPELINES / name
+
+
+def contexts_of(case):
+    def side(which):
+        tensors = case.group(f"in.context.{which}.")
+        return Streams(tensors.get("video"), tensors.get("audio")) if tensors else None
+
+    return Contexts(side("positive"), side("negative"))
+
+
+def guidance_of(call):
+    names = {
+        "cfg_scale": "cfg", "stg_scale": "stg", "stg_blocks": "stg_blocks",
+        "rescale_scale": "rescale", "modality_scale": "modality", "skip_step": "skip_step",
+    }  # fmt: skip
+
+    def one(key):
+        given = {names[k]: v for k, v in call.get(key, {}).items()}
+        if "stg_blocks" in given:
+            given["stg_blocks"] = tuple(given["stg_blocks"])
+        return Guidance(**given)
+
+    if "steps" not in call:
+        return None
+    return Streams(one("video_guidance"), one("audio_guidance"))
+
+
+@dataclass
+class Recorded:
+    """One fixture as the arguments of a pipeline function."""
+
+    case: object
+    networks: Networks
+    recorder: Recorder
+
+    @property
+    def call(self):
+        return self.case.call
+
+    def run(self, noise=None):
+        return Run(self.networks, self.call["seed"], noise, self.recorder.tell)
+
+    @property
+    def injected(self):
+        return Noise.injected(RecordedNoise(self.case))
+
+    @property
+    def clip(self):
+        c = self.call
+        return AVLatent(None, None, c["frames"], c["height"], c["width"], c["fps"])
+
+    @property
+    def contexts(self):
+        return contexts_of(self.case)
+
+    def lora(self, stage):
+        found = self.call["loras_by_stage"][stage]
+        return tuple((file_of(name), strength) for name, strength in found)
+
+    def settings(self, **fields):
+        """Settings of stage 1; a run without `steps` takes the recorded table."""
+        given = {"guidance": guidance_of(self.call), "loras": self.lora(0)}
+        if "steps" in self.call:
+            given["steps"] = self.call["steps"]
+        else:
+            given["sigmas"] = self.case.outputs["stage1.sigmas"]
+        return Settings(**given | fields)
+
+
+@pytest.fixture()
+def recorded():
+    def make(case):
+        call = case.call
+        upsampler = file_of(call["upsampler"]) if "upsampler" in call else None
+        networks = CountingNetworks.of(
+            file_of(call["checkpoint"]), upsampler=upsampler, dtype=torch.float32
+        )
+        object.__setattr__(networks, "builds", [])
+        return Recorded(case, networks, Recorder())
+
+    return make
