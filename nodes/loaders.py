@@ -39,6 +39,14 @@ PARTS = {
     "audio_vae": ("audio_vae", "vocoder"),
     "upsampler": (),
 }  # fmt: skip
+NAMES = {
+    "checkpoint": "a complete LTX-2 checkpoint",
+    "transformer": "an LTX-2 transformer",
+    "encoder": "a Gemma 3 12B text encoder",
+    "video_vae": "an LTX-2 video VAE",
+    "audio_vae": "an LTX-2 audio VAE with vocoder",
+    "upsampler": "an LTX-2 latent upsampler",
+}
 EXAMPLES = {
     "checkpoint": "ltx-2.3-22b-dev.safetensors",
     "transformer": "ltx-2.3-22b-dev_transformer_only_bf16.safetensors",
@@ -69,8 +77,8 @@ def identify(role: str, name: str) -> tuple[Path, Info]:
     missing = [part for part in PARTS[role] if part not in info.components]
     if missing or (role == "upsampler" and info.kind != "latent_upsampler"):
         raise CheckpointError(
-            f"an LTX-2 {role.replace('_', ' ')} is needed; {name} is {describe(info)}: choose a "
-            f"file such as {EXAMPLES[role]}"
+            f"{NAMES[role]} is needed; {name} is {describe(info)}: choose a file such as "
+            f"{EXAMPLES[role]}"
         )
     return path, info
 

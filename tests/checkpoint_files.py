@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from math import prod
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def header(
     return Header(Path(name), found, metadata or {}, "safetensors")
 
 
+@cache
 def manifest(name: str) -> dict[str, list[int]]:
     """Names and shapes of a full-size component."""
     return json.loads(gzip.decompress((MANIFESTS / f"{name}.json.gz").read_bytes()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -93,8 +94,16 @@ class HostClient:
             messages = self._follow(socket, prompt_id, on_message)
         finally:
             socket.close()
-        outputs = self.get(f"/history/{prompt_id}")[prompt_id]["outputs"]
-        return Outcome(prompt_id, outputs, messages)
+        return Outcome(prompt_id, self._outputs(prompt_id), messages)
+
+    def _outputs(self, prompt_id: str) -> dict[str, dict]:
+        """Outputs by node; the host writes its history shortly after the last message."""
+        for _ in range(100):
+            history = self.get(f"/history/{prompt_id}")
+            if prompt_id in history:
+                return history[prompt_id]["outputs"]
+            time.sleep(0.1)
+        raise TimeoutError(f"prompt {prompt_id} never appeared in the host's history")
 
     def _follow(self, socket, prompt_id: str, on_message) -> list[Message]:
         messages: list[Message] = []

@@ -16,7 +16,7 @@ sys.path.append(str(ROOT))  # appended: the host owns a module called `nodes`
 from graphs import GRAPHS  # noqa: E402
 from host import run_host  # noqa: E402
 from host_client import HostClient  # noqa: E402
-from workflow_form import to_ui  # noqa: E402
+from workflow_form import to_api, to_ui  # noqa: E402
 
 FOLDER = ROOT / "workflows"
 
@@ -27,7 +27,8 @@ def forms(object_info: dict) -> dict[Path, str]:
     for graph in GRAPHS:
         ui = to_ui(graph, object_info)
         files[FOLDER / f"{graph.name}.json"] = json.dumps(ui, indent=1) + "\n"
-        files[FOLDER / "api" / f"{graph.name}.json"] = json.dumps(graph.prompt, indent=1) + "\n"
+        api = to_api(ui, object_info)  # with every widget's value, also where a graph is silent
+        files[FOLDER / "api" / f"{graph.name}.json"] = json.dumps(api, indent=1) + "\n"
     return files
 
 

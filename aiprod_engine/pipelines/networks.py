@@ -12,9 +12,11 @@ from torch import nn
 
 from ..errors import CheckpointError
 from ..models.text.tokenizer import Tokenizer
+from ..models.transformer import Transformer
 from ..models.video_vae import PerChannelStatistics
-from ..weights import Info, inspect, load, load_tokenizer
+from ..weights import Info, check_fit, configuration, inspect, load, load_tokenizer
 from ..weights.ic_lora import Reference, merge_references, read_reference
+from ..weights.lora import load_loras
 
 Files = str | Path | Sequence[str | Path]
 Lora = tuple[str | Path, float]
@@ -75,6 +77,18 @@ class Networks:
         return merge_references(
             read_reference(inspect(path).metadata, Path(path).name) for path in used
         )
+
+    def check(self, loras: Sequence[Lora] = ()) -> tuple[str, ...]:
+        """Raise if files or LoRAs do not belong together; returns what could not be checked.
+
+        Reads headers, and of LoRAs nothing else.
+        """
+        distinct = {str(files): kind for kind, files in reversed(self.files.items())}
+        notes = check_fit(*(self.info(kind) for kind in distinct.values()))
+        with torch.device("meta"):
+            model = Transformer(configuration("transformer", self._files("transformer")))
+        load_loras(loras, {name: t.shape for name, t in model.state_dict().items()})
+        return notes
 
     @contextmanager
     def use(

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..errors import MismatchError
 from ..latents.rules import check_clip
 from ..sampling import schedules
 from ..sampling.denoise import Contexts
@@ -73,7 +74,13 @@ class Settings:
 def checked(run: Run, clip: AVLatent, two_stage: bool = False) -> AVLatent:
     """The clip with its model version; raises if its size or length is off the grid."""
     check_clip(clip.frames, clip.height, clip.width, two_stage)
-    return replace(clip, version=run.networks.version)
+    version = run.networks.version
+    if clip.version not in (None, version):
+        raise MismatchError(
+            f"the clip's latents are of version {clip.version}, the transformer is {version}; "
+            "use the checkpoint that made the clip"
+        )
+    return replace(clip, version=version)
 
 
 def halved(clip: AVLatent) -> AVLatent:

@@ -221,7 +221,8 @@ def _is_bare_vae(keys: list[str], components: set[str]) -> bool:
 
 def _gemma_prefix(keys: list[str]) -> str:
     layers = [key for key in keys if ".self_attn.q_norm." in key or "layernorm" in key]
-    return next(p for p in GEMMA_PREFIXES if any(key.startswith(f"{p}layers.") for key in layers))
+    prefixes = (p for p in GEMMA_PREFIXES if any(key.startswith(f"{p}layers.") for key in layers))
+    return next(prefixes, "")
 
 
 def _llama_cpp(key: str) -> str:

@@ -31,6 +31,7 @@ ROLES = {
 }
 COMPANIONS = {name for role, names in ROLES.items() if role != "weight" for name in names}
 COMPANIONS.add("comfy_quant")
+_ANY_RANK = (*FP8, "fp8_cast")  # convolutions too
 MARKER = "scaled_fp8"  # legacy, `<prefix>scaled_fp8`
 
 # Formats and what `summary` calls them.
@@ -281,6 +282,9 @@ class _Layer:
         """Every needed tensor is there, with the dtype and shape of the layout."""
         if "weight" not in self.infos:
             raise self.bad("has no weight tensor")
+        shape = self.infos["weight"].shape
+        if len(shape) < 2 or (len(shape) > 2 and name not in _ANY_RANK):
+            raise self.bad(f"has a weight of shape {shape}; {name} needs rows and columns")
         rows, columns = self.infos["weight"].shape[0], self._columns(name)
         padded = -(-rows // 128) * 128
         if name in FP8:

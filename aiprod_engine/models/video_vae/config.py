@@ -130,7 +130,7 @@ def _from_flat(raw: Mapping[str, Any]) -> VideoVAEConfig:
 
 
 def _from_nested(section: Mapping[str, Any]) -> VideoVAEConfig:
-    raw = section.get("encoder", {})
+    raw = section.get("encoder") or {}
     _check_legal(raw, "vae.encoder")
     latent_channels = _count(raw.get("out_channels", 128), "vae.encoder.out_channels")
     padding = raw.get("spatial_padding_mode", section.get("spatial_padding_mode", "zeros"))
@@ -163,12 +163,13 @@ def _blocks(raw: Mapping[str, Any], key: str) -> list[tuple[str, dict[str, Any]]
         raise UnsupportedConfig(f"vae.{key} must list the blocks, found {listed!r}")
     blocks = []
     for entry in listed:
-        if not isinstance(entry, Sequence) or isinstance(entry, str) or len(entry) != 2:
-            raise UnsupportedConfig(f"vae.{key} holds {entry!r}; supported: [name, parameters]")
-        name, parameters = entry
-        if isinstance(parameters, int):
-            parameters = {"num_layers": parameters}
-        blocks.append((name, dict(parameters)))
+        match entry:
+            case [str(name), int(layers)]:
+                blocks.append((name, {"num_layers": layers}))
+            case [str(name), {**parameters}]:
+                blocks.append((name, parameters))
+            case _:
+                raise UnsupportedConfig(f"vae.{key} holds {entry!r}; supported: [name, parameters]")
     return blocks
 
 

@@ -146,13 +146,13 @@ def _residual(
 ) -> Frames:
     first, second = block.modulations(embedding)
     skip: deque[Tensor] = deque()
-    x = _remember(source, skip)
+    raw = _remember(source, skip)
     if causal:
-        h = _convolve(_each(x, lambda x: activate(x, first)), block.conv1, causal)
+        h = _convolve(_each(raw, lambda x: activate(x, first)), block.conv1, causal)
     else:
         # The skip path waits for two frames, the same raw ones that conv1 can keep as its state:
         # a fifth less memory for activating each frame three times, inside the window.
-        h = _convolve(x, block.conv1, causal, lambda x: activate(x, first))
+        h = _convolve(raw, block.conv1, causal, lambda x: activate(x, first))
     h = _each(h, lambda x: activate(x, second))
     for y in _convolve(h, block.conv2, causal):
         out = [y.add_(skip.popleft())]  # y is the convolution's own output

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from goldens import golden
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiprod_engine.errors import SizeError
@@ -93,6 +93,7 @@ tiles = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.tuples(*[st.integers(1, 40)] * 3), tiles, tiles)
 def test_every_plan_covers_everything_with_total_weight_one(shape, spatial, temporal):
     sizes = TileSizes(spatial[0] * 32, spatial[1] * 32, temporal[0] * 8, temporal[1] * 8)

@@ -34,7 +34,7 @@ def test_decode_gives_each_frame_once_in_order(sizes):
     plan = decode_plan(latent.shape[2:], sizes)
     chunks = list(tiled_decode(enlarge, latent, plan))
     assert all(chunk.shape[2] for chunk in chunks)
-    # The latent is constant within a cell in space, but a tile's ramp mixes nothing else.
+    # Rounding of weights that add up to one.
     torch.testing.assert_close(torch.cat(chunks, dim=2), enlarge(latent), rtol=1e-5, atol=1e-5)
 
 

@@ -233,6 +233,7 @@ def test_formats_by_tensors(quant):
         ({**QUANTISED["fp8_scaled"], "weight_scale": ("F32", [2])}, "weight_scale of shape"),
         ({"weight": ("BF16", [4096, 4096]), "weight_scale": ("F32", [])}, "its weight is BF16"),
         ({"weight_scale": ("F32", [])}, "its weight is missing"),
+        ({**QUANTISED["mxfp8"], "weight": ("F8_E4M3", [2, 2, 32])}, "rows and columns"),
     ],
 )
 def test_incomplete_layers_are_refused(tensors, reason):

@@ -142,7 +142,9 @@ def test_both_axes_at_once():
 
 
 def test_defaults_are_those_of_the_reference():
-    assert UpsamplerConfig.from_metadata({}) == UpsamplerConfig(128, 512, 4, True, False, 2.0, False)
+    assert UpsamplerConfig.from_metadata({}) == UpsamplerConfig(
+        128, 512, 4, True, False, 2.0, False
+    )
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,8 @@ def test_the_diffusion_decoder_is_refused_and_its_encoder_is_not(published):
         {"encoder_blocks": []},
         {"encoder_blocks": None},
         {"encoder_blocks": ["res_x"]},
+        {"encoder_blocks": [["res_x", "4"]]},
+        {"encoder_blocks": [[["res_x"], 4]]},
         {"encoder_blocks": [["compress_all", {"multiplier": 2}]]},
         {"encoder_blocks": [["attn", {"num_layers": 1}]]},
         {"encoder_blocks": [["compress_all_res", {"multiplier": 3}]], "encoder_base_channels": 4},
