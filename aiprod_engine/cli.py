@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 
 from .errors import CheckpointError, EngineError
+from .generate.command import add_generate
+from .ledger.command import add_files
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,5 +80,40 @@ def _is_record(value: object) -> bool:
     return is_dataclass(first) or value is None
 
 
+def _add_plan(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser(
+        "plan", help="say what a run will hold on the device, phase by phase; reads headers only"
+    )
+    command.set_defaults(run=_plan)
+    command.add_argument("--checkpoint", nargs="+", required=True, metavar="FILE")
+    command.add_argument("--text-encoder", nargs="+", metavar="FILE")
+    command.add_argument("--upsampler", metavar="FILE", help="latent x2: plans two stages")
+    command.add_argument("--width", type=int, default=768)
+    command.add_argument("--height", type=int, default=512)
+    command.add_argument("--frames", type=int, default=121)
+    command.add_argument("--fps", type=float, default=24.0)
+    command.add_argument("--vram", type=float, required=True, metavar="GIB", help="free memory")
+    command.add_argument("--passes", type=int, default=1, help="guidance passes in one call")
+    command.add_argument("--residency", default="auto", help="auto, resident or stream")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    import torch
+
+    from .latents.rules import check_clip
+    from .memory.plan import GIB
+    from .pipelines.networks import Networks
+    from .pipelines.planning import RunShape, plan_run
+    from .types import AVLatent
+
+    check_clip(options.frames, options.height, options.width, options.upsampler is not None)
+    clip = AVLatent(None, None, options.frames, options.height, options.width, options.fps)
+    networks = Networks.of(
+        options.checkpoint, options.text_encoder, options.upsampler, dtype=torch.bfloat16
+    )
+    shape = RunShape(clip, options.passes, policy=options.residency)
+    sys.stdout.write(f"{plan_run(networks, shape, options.vram * GIB).describe()}\n")
+
+
 # One entry per command: a function that adds its parser and names what runs.
-_COMMANDS = (_add_inspect,)
+_COMMANDS = (_add_inspect, add_generate, _add_plan, add_files)

@@ -8,7 +8,7 @@ from comfy_api.latest import ComfyExtension
 logger = logging.getLogger("aiprod")
 
 FAMILIES = (
-    "loaders", "text", "latents", "files", "encode", "conditioning", "guiders", "sampling",
+    "loaders", "lora", "text", "latents", "files", "encode", "conditioning", "guiders", "sampling",
     "upscale", "decode", "interop",
 )  # fmt: skip
 

@@ -12,13 +12,19 @@ import comfy.model_management as mm
 import comfy.utils
 import folder_paths
 import torch
-from torch import nn
+from comfy.cli_args import LatentPreviewMethod, args
+from comfy_execution.utils import get_executing_context
+from PIL import Image
+from torch import Tensor, nn
 
 from ..aiprod_engine.errors import CheckpointError, EngineError, MismatchError
 from ..aiprod_engine.memory.residency import Residency
 from ..aiprod_engine.weights.recipe import Recipe
+from ._progress import TimeLeft
 
 logger = logging.getLogger("aiprod")
+
+Cancelled = mm.InterruptProcessingException
 
 
 def compute_device() -> torch.device:
@@ -168,15 +174,52 @@ def require_version(what: str, found: str | None, wanted: str | None) -> None:
     )
 
 
-def progress(total: int) -> Callable[[int], None]:
-    """A function that moves this node's progress bar and raises if the user cancelled."""
-    bar = comfy.utils.ProgressBar(total)
+def preview_side() -> int | None:
+    """Longest side of live previews, None where the user wants none (per prompt on new hosts)."""
+    return None if args.preview_method == LatentPreviewMethod.NoPreviews else args.preview_size
 
-    def advance(value: int) -> None:
+
+def progress(total: int, unit: str | None = None) -> Callable[..., None]:
+    """`advance(value, image=None)`: moves this node's progress bar, raises if the user cancelled.
+
+    `image` (H, W, 3) uint8 is shown in the node. With a `unit` ("step") the time left is written
+    below the node, and now and then into the log.
+    """
+    bar, left = comfy.utils.ProgressBar(total), TimeLeft(total)
+
+    def advance(value: int, image: Tensor | None = None) -> None:
         check_cancelled()
-        bar.update_absolute(value, total)
+        picture = None
+        if image is not None:
+            picture = ("JPEG", Image.fromarray(image.numpy()), args.preview_size)
+        bar.update_absolute(value, total, picture)
+        if unit is not None:
+            text = left.text(unit, value)
+            _write_below_node(text)
+            if left.is_log_due():
+                logger.info(text)
 
     return advance
+
+
+def _write_below_node(text: str) -> None:
+    running = get_executing_context()
+    if running is None:  # not called by a prompt
+        return
+    with contextlib.suppress(Exception):  # a nicety, and not every host has it
+        from server import PromptServer
+
+        server = PromptServer.instance
+        server.send_progress_text(text, running.node_id, sid=server.client_id)
+
+
+def counted(chunks: Iterator[Tensor], frames: int) -> Iterator[Tensor]:
+    """The same pixel chunks (1, 3, f, H, W), with this node's progress bar and cancel."""
+    advance, done = progress(frames), 0
+    for chunk in chunks:
+        done += chunk.shape[2]
+        advance(done)
+        yield chunk
 
 
 def _saved_roots() -> dict[str, Path]:

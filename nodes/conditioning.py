@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..aiprod_engine import timing
 from ..aiprod_engine.errors import MismatchError
 from ..aiprod_engine.latents.rules import check_region
 from ..aiprod_engine.media.mp4 import Sound
 from ..aiprod_engine.media.pixels import to_bytes
 from ..aiprod_engine.pipelines import guides as kinds
+from ..aiprod_engine.types import AVLatent
 from . import _host as host
 from . import _sockets as sockets
 from ._schema import make_input, make_schema
@@ -222,9 +224,19 @@ class RetakeRegion(io.ComfyNode):
                 ),
                 io.Audio.Input("audio", optional=True, tooltip="Sound of the finished clip."),
                 sockets.AudioVAE.Input("audio_vae", optional=True),
+                make_input(
+                    io.Float.Input, "fps", default=24.0, min=1.0, max=120.0, step=0.001,
+                    optional=True, tooltip="Of the finished clip; from Get Video Components.",
+                ),
                 _chain(),
             ],
-            outputs=_outputs(),
+            outputs=[
+                *_outputs(),
+                sockets.Latent.Output(
+                    "latent", display_name="latent",
+                    tooltip="An empty clip of the same size and length, for the sampler.",
+                ),
+            ],
         )  # fmt: skip
 
     @classmethod
@@ -235,15 +247,21 @@ class RetakeRegion(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, images, video_vae, start, end, regenerate, audio=None, audio_vae=None, guides=None
-    ):
+        cls, images, video_vae, start, end, regenerate, audio=None, audio_vae=None, fps=24.0,
+        guides=None,
+    ):  # fmt: skip
         if audio is not None and audio_vae is None:
             raise MismatchError("Retake Region needs an audio VAE to read the sound; connect one")
+        frames = timing.snap_frames(len(images))
+        height, width = images.shape[1:3]
+        timing.check_size(height, width)
         sound = None if audio is None else _sound(audio, "Retake Region")
         guide = kinds.RetakeGuide(
-            to_bytes(images), start, end, sound, regenerate != "sound", regenerate != "picture"
-        )
-        return io.NodeOutput(sockets.with_guide(guides, guide, video_vae, audio_vae))
+            to_bytes(images[:frames]), start, end, sound,
+            regenerate != "sound", regenerate != "picture",
+        )  # fmt: skip
+        clip = AVLatent(None, None, frames, height, width, fps)
+        return io.NodeOutput(sockets.with_guide(guides, guide, video_vae, audio_vae), clip)
 
 
 class MaskGuide(io.ComfyNode):

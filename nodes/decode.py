@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 from comfy_api.latest import io
 
-from ..aiprod_engine.pipelines.decode import TILINGS, decode_frames, decode_track
+from ..aiprod_engine import timing
+from ..aiprod_engine.media.mp4 import Sound
+from ..aiprod_engine.models.audio_vae.mel import to_stereo
+from ..aiprod_engine.pipelines.decode import (
+    TILINGS,
+    check_decodable,
+    decode_frames,
+    decode_track,
+    pixel_chunks,
+)
+from ..aiprod_engine.types import AVLatent
 from . import _host as host
 from . import _sockets as sockets
 from ._schema import make_input, make_schema
+from ._video import StreamedVideo
 
 CATEGORY = "AIPROD/decode"
 
@@ -71,4 +84,61 @@ class DecodeAudio(io.ComfyNode):
         return io.NodeOutput({"waveform": waveform, "sample_rate": rate})
 
 
-NODES = [DecodeVideo, DecodeAudio]
+class DecodeToVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return make_schema(
+            node_id="AIPRODDecodeToVideo",
+            display_name="Decode to Video",
+            category=CATEGORY,
+            description="Hands the host a video with sound whose frames are decoded while it is "
+            "saved: memory does not grow with the length. Wire it to Save Video.",
+            search_aliases=["VAE decode", "create video"],
+            inputs=[
+                sockets.Latent.Input("latent"),
+                sockets.VideoVAE.Input("video_vae"),
+                sockets.AudioVAE.Input("audio_vae"),
+                io.Audio.Input(
+                    "audio", optional=True, tooltip="Use this sound instead of the decoded one."
+                ),
+                sockets.Latent.Input(
+                    "sound_latent",
+                    optional=True,
+                    tooltip="Take the sound from this clip: the two-stage pipelines keep that of "
+                    "the first stage.",
+                ),
+            ],
+            outputs=[io.Video.Output("video", display_name="video")],
+        )
+
+    @classmethod
+    def execute(cls, latent, video_vae, audio_vae, audio=None, sound_latent=None) -> io.NodeOutput:
+        host.require_version("video VAE", video_vae.info.version, latent.version)
+        check_decodable(latent)
+        sound = _given(audio, latent) if audio else _decoded(sound_latent or latent, audio_vae)
+
+        @contextmanager
+        def open_chunks():
+            with host.on_device(video_vae.decoder) as (decoder,):
+                yield host.counted(pixel_chunks(decoder, latent), latent.frames)
+
+        return io.NodeOutput(StreamedVideo(latent, open_chunks, sound))
+
+
+def _decoded(latent: AVLatent, audio_vae: sockets.AudioVAEPayload) -> Sound | None:
+    if latent.audio is None:
+        return None
+    host.require_version("audio VAE", audio_vae.info.version, latent.version)
+    with host.on_device(audio_vae.decoder, audio_vae.vocoder) as (decoder, vocoder):
+        waveform, rate = decode_track(decoder, vocoder, latent)
+    return Sound(waveform[0], rate)
+
+
+def _given(audio: dict, latent: AVLatent) -> Sound:
+    """A track of the host as the clip's sound: stereo, cut to the picture."""
+    rate = int(audio["sample_rate"])
+    waveform = to_stereo(audio["waveform"][:1].float().cpu())[0]
+    return Sound(waveform[:, : timing.track_samples(latent.frames, latent.fps, rate)], rate)
+
+
+NODES = [DecodeVideo, DecodeAudio, DecodeToVideo]

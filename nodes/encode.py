@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..aiprod_engine import timing
 from ..aiprod_engine.errors import SizeError
-from ..aiprod_engine.pipelines.encode import encode_frames, encode_sound
+from ..aiprod_engine.pipelines.encode import encode_frames, encode_track
 from . import _host as host
 from . import _sockets as sockets
 from ._schema import make_input, make_schema
@@ -74,7 +74,7 @@ class EncodeAudio(io.ComfyNode):
         if audio is None or "waveform" not in audio:
             raise SizeError("Encode Audio needs a sound track; the file that was loaded has none")
         with host.on_device(audio_vae.encoder) as (encoder,):
-            clip = encode_sound(encoder, audio["waveform"], audio["sample_rate"], latent)
+            clip = encode_track(encoder, audio["waveform"], audio["sample_rate"], latent)
         return io.NodeOutput(replace(clip, version=audio_vae.info.version))
 
 

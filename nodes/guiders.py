@@ -72,7 +72,13 @@ class CFGGuider(io.ComfyNode):
                     tooltip="Evaluate one step in k + 1 and reuse the result in between; 0 = all.",
                 ),
             ],
-            outputs=[sockets.Guider.Output("guider", display_name="guider")],
+            outputs=[
+                sockets.Guider.Output("guider", display_name="guider"),
+                sockets.Guider.Output(
+                    "unguided", display_name="unguided",
+                    tooltip="The prompt alone, for a second stage.",
+                ),
+            ],
         )  # fmt: skip
 
     @classmethod
@@ -93,7 +99,7 @@ class CFGGuider(io.ComfyNode):
             audio_cfg, audio_stg, blocks or (), audio_rescale, audio_modality, skip_step
         )
         payload = sockets.GuiderPayload(positive, negative, video, audio, blocks is None)
-        return io.NodeOutput(payload)
+        return io.NodeOutput(payload, sockets.GuiderPayload(positive))
 
 
 def parse_blocks(text: str | None) -> tuple[int, ...] | None:

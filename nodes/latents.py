@@ -13,6 +13,7 @@ from ._schema import make_input, make_schema
 
 LARGEST_SIDE = 8192
 MOST_FRAMES = 8 * 1024 + 1
+STREAMS = {"picture and sound": "av", "picture": "video", "sound": "audio"}
 
 
 class EmptyLatent(io.ComfyNode):
@@ -43,16 +44,27 @@ class EmptyLatent(io.ComfyNode):
                     io.Float.Input, "fps", default=24.0, min=1.0, max=120.0, step=0.001,
                     tooltip="Frames per second. Decode Video passes it on to the video file.",
                 ),
+                make_input(
+                    io.Combo.Input,
+                    "streams",
+                    options=list(STREAMS),
+                    default="picture and sound",
+                    optional=True,
+                    tooltip="What is generated. Sound alone reads the sound's part of the "
+                    "transformer only.",
+                ),
             ],
             outputs=[sockets.Latent.Output("latent", display_name="latent")],
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, width, height, frames) -> bool | str:
+    def validate_inputs(cls, width, height, frames, streams=None) -> bool | str:
+        if streams is not None and streams not in STREAMS:
+            return f"streams must be one of {', '.join(STREAMS)}, got {streams!r}"
         return host.sentence(_check, width, height, frames)
 
     @classmethod
-    def execute(cls, width, height, frames, fps) -> io.NodeOutput:
+    def execute(cls, width, height, frames, fps, streams="picture and sound") -> io.NodeOutput:
         snapped = timing.snap_size(height), timing.snap_size(width), timing.snap_frames(frames)
         if snapped != (height, width, frames):
             host.logger.warning(
@@ -60,7 +72,9 @@ class EmptyLatent(io.ComfyNode):
                 "%dx%d, %d frames", width, height, frames, snapped[1], snapped[0], snapped[2],
             )  # fmt: skip
         height, width, frames = snapped
-        return io.NodeOutput(AVLatent(None, None, frames, height, width, fps))
+        return io.NodeOutput(
+            AVLatent(None, None, frames, height, width, fps, modalities=STREAMS[streams])
+        )
 
 
 def _check(width: int | None, height: int | None, frames: int | None) -> None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..aiprod_engine.errors import MismatchError
+from ..aiprod_engine.pipelines.audio_to_video import for_given_sound
 from ..aiprod_engine.pipelines.encoders import encode_sound, encode_video
-from ..aiprod_engine.pipelines.guides import Encoders, encode_guides
-from ..aiprod_engine.pipelines.stage import SAMPLERS, Noise, Stage, Start, run_stage
+from ..aiprod_engine.pipelines.extend import Extension, carried, check_extension, joined
+from ..aiprod_engine.pipelines.guides import AudioTrackGuide, Encoders, encode_guides
+from ..aiprod_engine.pipelines.stage import SAMPLERS, Noise, Stage, Start, grid_of, run_stage
 from ..aiprod_engine.sampling import presets, schedules
 from ..aiprod_engine.sampling.denoise import Contexts
 from ..aiprod_engine.types import AVLatent, Streams
 from . import _host as host
 from . import _sockets as sockets
+from ._preview import live_preview
 from ._schema import make_input, make_schema
 
 CATEGORY = "AIPROD/sampling"
@@ -25,6 +29,10 @@ SCHEDULES = {
 }
 STAGES = {"stage 1": "distilled", "stage 2": "stage_2"}  # widget value -> table
 LARGEST_SEED = 2**53 - 1  # the browser rounds above
+PREVIEW_TOOLTIP = (
+    "For the live preview, where it is switched on in the settings of ComfyUI. The first run fits "
+    "it to this VAE."
+)
 
 
 class Schedule(io.ComfyNode):
@@ -45,6 +53,11 @@ class Schedule(io.ComfyNode):
                     io.Int.Input, "steps", default=30, min=2, max=1000,
                     tooltip="30 for 2.3, 40 for 2.0.",
                 ),
+                sockets.Latent.Input(
+                    "latent", optional=True,
+                    tooltip="Shifts ltx2 by the real size of this clip, as the HQ pipeline does; "
+                    "otherwise by the size that all other pipelines assume.",
+                ),
             ],
             outputs=[io.Sigmas.Output("sigmas", display_name="sigmas")],
         )  # fmt: skip
@@ -54,8 +67,11 @@ class Schedule(io.ComfyNode):
         return _one_of("schedule", schedule, SCHEDULES)
 
     @classmethod
-    def execute(cls, schedule, steps) -> io.NodeOutput:
-        return io.NodeOutput(SCHEDULES[schedule](steps))
+    def execute(cls, schedule, steps, latent=None) -> io.NodeOutput:
+        if latent is None or schedule != "ltx2":
+            return io.NodeOutput(SCHEDULES[schedule](steps))
+        grid = grid_of(latent)
+        return io.NodeOutput(schedules.ltx2(steps, grid.frames * grid.height * grid.width))
 
 
 class DistilledSchedule(io.ComfyNode):
@@ -111,6 +127,10 @@ class Sampler(io.ComfyNode):
                 sockets.Guides.Input(
                     "guides", optional=True, tooltip="Images, videos and sounds to follow."
                 ),
+                sockets.VideoVAE.Input(
+                    "video_vae", optional=True, tooltip=f"{PREVIEW_TOOLTIP} That of the guides "
+                    "will do.",
+                ),
             ],
             outputs=[sockets.Latent.Output("latent_out", display_name="latent")],
         )  # fmt: skip
@@ -120,29 +140,122 @@ class Sampler(io.ComfyNode):
         return _one_of("sampler", sampler, SAMPLERS)
 
     @classmethod
-    def execute(cls, model, guider, sigmas, latent, sampler, seed, guides=None) -> io.NodeOutput:
-        host.require_version("prompt", guider.positive.version, model.info.version)
-        host.require_version("latent", latent.version, model.info.version)
-        if len(sigmas) < 2:
-            raise MismatchError("the Sampler needs at least one step; sigmas holds none")
-        latent = replace(latent, version=model.info.version)
+    def execute(
+        cls, model, guider, sigmas, latent, sampler, seed, guides=None, video_vae=None
+    ) -> io.NodeOutput:
+        latent = _checked(model, guider, sigmas, latent)
         start = Start(latent) if guides is None else _encoded(guides, latent, model)
         # a latent that was sampled before is refined from the level at which the schedule begins
         level = 1.0 if latent.video is None and latent.audio is None else float(sigmas[0])
-        contexts = Contexts(guider.positive, guider.negative)
-        stage = Stage(contexts, sigmas, _guidance(guider, model), sampler, level)
-        advance = host.progress(len(sigmas) - 1)
+        stage = _stage(guider, model, sigmas, sampler, level)
+        if guides and any(isinstance(guide, AudioTrackGuide) for guide in guides.guides):
+            stage = for_given_sound(stage)
+        video_vae = video_vae or (guides and guides.video_vae)
+        return io.NodeOutput(_sampled(model, start, stage, seed, video_vae))
 
-        def tell(event, value) -> None:
-            if event == "step":
-                advance(value.index + 1)
 
-        with host.on_device(model.transformer) as (transformer,):
-            done = run_stage(
-                transformer, start, stage, Noise.seeded(seed), tell,
-                on_block=lambda _: host.check_cancelled(),
-            )  # fmt: skip
-        return io.NodeOutput(done)
+class Extend(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return make_schema(
+            node_id="AIPRODExtend",
+            display_name="Extend",
+            category=CATEGORY,
+            description="Lets a finished clip go on: its last frames and their sound are carried "
+            "over, and both are joined to what is new.",
+            search_aliases=["longer video", "continue"],
+            inputs=[
+                sockets.Model.Input("model"),
+                sockets.Guider.Input("guider"),
+                io.Sigmas.Input("sigmas"),
+                sockets.Latent.Input("latent", tooltip="The finished clip."),
+                make_input(
+                    io.Int.Input, "frames", default=80, min=8, max=2048, step=8,
+                    tooltip="Frames to add, a multiple of 8.",
+                ),
+                make_input(
+                    io.Int.Input, "overlap", default=3, min=1, max=64,
+                    tooltip="Latent frames (8 frames each) that are carried over.",
+                ),
+                make_input(
+                    io.Float.Input, "strength", default=0.5, min=0.0, max=1.0, step=0.01,
+                    tooltip="How firmly the new clip is held to what is carried over.",
+                ),
+                make_input(
+                    io.Combo.Input, "sampler", options=list(SAMPLERS), default="euler",
+                    tooltip="euler is what the authors use with these schedules.",
+                ),
+                make_input(
+                    io.Int.Input, "seed", default=10, min=0, max=LARGEST_SEED,
+                    control_after_generate=True, tooltip="Give every extension its own.",
+                ),
+                sockets.VideoVAE.Input("video_vae", optional=True, tooltip=PREVIEW_TOOLTIP),
+            ],
+            outputs=[sockets.Latent.Output("latent_out", display_name="latent")],
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, sampler) -> bool | str:
+        return _one_of("sampler", sampler, SAMPLERS)
+
+    @classmethod
+    def execute(
+        cls, model, guider, sigmas, latent, frames, overlap, strength, sampler, seed,
+        video_vae=None,
+    ) -> io.NodeOutput:  # fmt: skip
+        latent = _checked(model, guider, sigmas, latent)
+        extension = Extension(frames, overlap, strength)
+        check_extension(latent, extension)
+        stage = _stage(guider, model, sigmas, sampler, level=1.0)
+        new = _sampled(model, carried(latent, extension), stage, seed, video_vae)
+        return io.NodeOutput(joined(latent, new, extension))
+
+
+def _checked(
+    model: sockets.ModelPayload, guider: sockets.GuiderPayload, sigmas: Tensor, latent: AVLatent
+) -> AVLatent:
+    """The clip with the model's version; raises if parts do not belong together."""
+    host.require_version("prompt", guider.positive.version, model.info.version)
+    host.require_version("latent", latent.version, model.info.version)
+    if len(sigmas) < 2:
+        raise MismatchError("sampling needs at least one step; sigmas holds none")
+    return replace(latent, version=model.info.version)
+
+
+def _stage(
+    guider: sockets.GuiderPayload,
+    model: sockets.ModelPayload,
+    sigmas: Tensor,
+    sampler: str,
+    level: float,
+) -> Stage:
+    contexts = Contexts(guider.positive, guider.negative)
+    return Stage(contexts, sigmas, _guidance(guider, model), sampler, level)
+
+
+def _sampled(
+    model: sockets.ModelPayload,
+    start: Start,
+    stage: Stage,
+    seed: int,
+    video_vae: sockets.VideoVAEPayload | None = None,
+) -> AVLatent:
+    """The stage's result, with progress and preview per step and cancel per block."""
+    picture = live_preview(video_vae, start.latent)
+    advance = host.progress(len(stage.sigmas) - 1, unit="step")
+
+    def tell(event, value) -> None:
+        if event == "step":
+            advance(value.index + 1, picture(value))
+
+    recipe = model.transformer
+    if start.latent.modalities == "audio":  # the picture's part of the weights is never read
+        recipe = replace(recipe, modalities="audio")
+    with host.on_device(recipe) as (transformer,):
+        return run_stage(
+            transformer, start, stage, Noise.seeded(seed), tell,
+            on_block=lambda _: host.check_cancelled(),
+        )  # fmt: skip
 
 
 def _encoded(guides: sockets.GuidesPayload, latent: AVLatent, model: sockets.ModelPayload) -> Start:
@@ -179,4 +292,4 @@ def _one_of(name: str, value: str | None, choices) -> bool | str:
     return f"{name} must be one of {', '.join(choices)}, got {value!r}"
 
 
-NODES = [Schedule, DistilledSchedule, Sampler]
+NODES = [Schedule, DistilledSchedule, Sampler, Extend]

@@ -32,18 +32,34 @@ class EncodePrompt(io.ComfyNode):
                     tooltip="Describe the scene and its sounds in one paragraph. Braces and // "
                     "are kept as written. At most 1024 tokens are read.",
                 ),
+                make_input(
+                    io.String.Input,
+                    "negative_text",
+                    multiline=True,
+                    dynamic_prompts=False,
+                    default="",
+                    optional=True,
+                    tooltip="What to stay away from; only a CFG Guider uses it. Both prompts are "
+                    "encoded in one visit to Gemma.",
+                ),
             ],
-            outputs=[sockets.Conditioning.Output("conditioning", display_name="conditioning")],
+            outputs=[
+                sockets.Conditioning.Output("positive", display_name="positive"),
+                sockets.Conditioning.Output("negative", display_name="negative"),
+            ],
         )
 
     @classmethod
-    def execute(cls, text_encoder, text) -> io.NodeOutput:
+    def execute(cls, text_encoder, text, negative_text="") -> io.NodeOutput:
         tokenizer = load_tokenizer(text_encoder.encoder.files)
         with host.on_device(text_encoder.encoder) as (encoder,):
-            states = hidden_states(tokenizer, encoder, text, on_layer=host.check_cancelled)
+            states = [
+                hidden_states(tokenizer, encoder, prompt, on_layer=host.check_cancelled)
+                for prompt in (text, negative_text)
+            ]
         with host.on_device(text_encoder.parts.connector) as (connector,):
-            context = contexts(connector, states, text_encoder.version)
-        return io.NodeOutput(context)
+            encoded = [contexts(connector, each, text_encoder.version) for each in states]
+        return io.NodeOutput(*encoded)
 
 
 NODES = [EncodePrompt]

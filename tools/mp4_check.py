@@ -22,7 +22,7 @@ class Movie:
     fps: float
     audio_seconds: float
     sample_rate: int
-    peak: float
+    loudness: float  # root mean square over all samples and channels
 
     @property
     def video_seconds(self) -> float:
@@ -38,18 +38,19 @@ def read_movie(path: Path) -> Movie:
         video_codec = video.codec_context.name
     with av.open(str(path)) as container:
         tracks = container.streams.audio
-        samples, peak, rate, audio_codec = 0, 0.0, 0, None
+        samples, energy, values, rate, audio_codec = 0, 0.0, 0, 0, None
         if tracks:
             rate, audio_codec = tracks[0].rate, tracks[0].codec_context.name
             for frame in container.decode(tracks[0]):
                 samples += frame.samples
-                peak = max(peak, float(abs(frame.to_ndarray()).max()))
+                sound = frame.to_ndarray().astype(float)
+                energy, values = energy + (sound**2).sum(), values + sound.size
             # the track's own duration leaves out what the encoder padded its last frame with
             samples = min(samples, round(float(tracks[0].duration * tracks[0].time_base) * rate))
     width, height = frames[0]
     return Movie(
         video_codec, audio_codec, len(frames), width, height, fps,
-        samples / rate if rate else 0.0, rate, peak,
+        samples / rate if rate else 0.0, rate, (energy / max(values, 1)) ** 0.5,
     )  # fmt: skip
 
 

@@ -31,9 +31,32 @@ from aiprod_engine.models.audio_vae import (  # noqa: E402
 )
 from aiprod_engine.models.text.connector import TextConnector, TextConnectorConfig  # noqa: E402
 from aiprod_engine.models.transformer import Transformer, TransformerConfig  # noqa: E402
+from aiprod_engine.models.upsampler import Upsampler, UpsamplerConfig  # noqa: E402
 from aiprod_engine.models.video_vae import VideoDecoder, VideoEncoder, VideoVAEConfig  # noqa: E402
 
-CHECKPOINTS = {"2.0": "ltx-2-19b-dev.safetensors", "2.3": "ltx-2.3-22b-dev.safetensors"}
+FILES = {
+    "2.0": {
+        "dev": "ltx-2-19b-dev.safetensors",
+        "distilled": "ltx-2-19b-distilled.safetensors",
+        "upsampler": "ltx-2-spatial-upscaler-x2-1.0.safetensors",
+        "distilled_lora": "ltx-2-19b-distilled-lora-384.safetensors",
+        "control_lora": "ltx-2-19b-ic-lora-union-ref0.5.safetensors",
+        "dub_lora": "ltx-2-19b-ic-lora-detailer.safetensors",
+    },
+    "2.3": {
+        "dev": "ltx-2.3-22b-dev.safetensors",
+        "distilled": "ltx-2.3-22b-distilled.safetensors",
+        "upsampler": "ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
+        "distilled_lora": "ltx-2.3-22b-distilled-lora-384-1.1.safetensors",
+        "control_lora": "ltx-2.3-22b-ic-lora-union-control-ref0.5.safetensors",
+        "dub_lora": "ltx-2.3-22b-ic-lora-lipdub-0.9.safetensors",
+    },
+}
+LORAS = {
+    "distilled_lora": {},
+    "control_lora": {"reference_downscale_factor": "2"},
+    "dub_lora": {"reference_downscale_factor": "1"},
+}  # kind -> metadata
 LATENT_CHANNELS = 16
 AUDIO_CHANNELS = 2
 GEMMA_WIDTH, GEMMA_STATES = 32, 8  # must equal tools/tiny_gemma.py: width, layers + 1
@@ -260,10 +283,52 @@ def write_checkpoint(path: Path, version: str, seed: int = 0) -> Path:
     return path
 
 
+def upsampler_config(version: str) -> dict:
+    """Flat `config` of a spatial x2 upsampler: 2.0 resamples rationally, 2.3 by plain shuffle."""
+    return {
+        "_class_name": "LatentUpsampler", "in_channels": LATENT_CHANNELS, "mid_channels": 32,
+        "num_blocks_per_stage": 1, "dims": 3, "spatial_upsample": True,
+        "temporal_upsample": False, "spatial_scale": 2.0, "rational_resampler": version == "2.0",
+    }  # fmt: skip
+
+
+def write_upsampler(path: Path, version: str, seed: int = 0) -> Path:
+    """Write a tiny spatial x2 latent upsampler."""
+    config = upsampler_config(version)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.device("meta"):
+        state = Upsampler(UpsamplerConfig.from_metadata(config)).state_dict()
+    tensors = {key: draw(key, meta.shape, generator).bfloat16() for key, meta in state.items()}
+    save_file(tensors, path, {"config": json.dumps(config)})
+    return path
+
+
+def write_lora(path: Path, version: str, metadata: dict[str, str], seed: int = 0) -> Path:
+    """Write a rank 2 LoRA in the official spelling on every attention of the transformer."""
+    generator = torch.Generator().manual_seed(seed)
+    state = networks(version)["model.diffusion_model."].state_dict()
+    tensors = {}
+    for key, meta in state.items():
+        module = key.removesuffix(".weight")
+        if key.endswith((".to_q.weight", ".to_v.weight", ".to_out.0.weight")):
+            rows, columns = meta.shape
+            down = torch.randn(2, columns, generator=generator) / columns**0.5
+            up = torch.randn(rows, 2, generator=generator) * 0.1
+            tensors[f"diffusion_model.{module}.lora_A.weight"] = down.bfloat16()
+            tensors[f"diffusion_model.{module}.lora_B.weight"] = up.bfloat16()
+    save_file(tensors, path, metadata)
+    return path
+
+
 def write_models(folder: Path, *versions: str, seed: int = 0) -> None:
     """Fill a host's `models` folder with tiny files under the names of the published ones."""
     for version in versions:
-        write_checkpoint(folder / "checkpoints" / CHECKPOINTS[version], version, seed)
+        names = FILES[version]
+        for kind in ("dev", "distilled"):
+            write_checkpoint(folder / "checkpoints" / names[kind], version, seed)
+        write_upsampler(folder / "latent_upscale_models" / names["upsampler"], version, seed)
+        for kind, metadata in LORAS.items():
+            write_lora(folder / "loras" / names[kind], version, metadata, seed)
     encoders = folder / "text_encoders"
     _, single = write_gemma(encoders, seed)
     single.rename(encoders / "gemma_3_12B_it.safetensors")
@@ -272,10 +337,10 @@ def write_models(folder: Path, *versions: str, seed: int = 0) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--version", choices=CHECKPOINTS, default="2.3")
+    parser.add_argument("--version", choices=FILES, default="2.3")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    for name in ("checkpoints", "text_encoders"):
+    for name in ("checkpoints", "text_encoders", "latent_upscale_models", "loras"):
         (options.folder / name).mkdir(parents=True, exist_ok=True)
     write_models(options.folder, options.version, seed=options.seed)
 

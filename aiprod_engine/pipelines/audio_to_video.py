@@ -12,7 +12,19 @@ from ..sampling.presets import preset
 from ..types import AVLatent, Streams
 from .guides import AudioTrackGuide, Guide
 from .networks import Lora
-from .run import Run, Settings, checked, condition, guided, halved, refining, sample, upscale
+from .run import (
+    DEFAULTS,
+    Run,
+    Settings,
+    checked,
+    condition,
+    guided,
+    halved,
+    refining,
+    sample,
+    upscale,
+)
+from .stage import Stage
 
 
 def audio_to_video(
@@ -21,7 +33,7 @@ def audio_to_video(
     contexts: Contexts,
     guides: Sequence[Guide],
     distilled: Lora,
-    settings: Settings = Settings(),
+    settings: Settings = DEFAULTS,
 ) -> AVLatent:
     """Latents of a clip; play it with the waveform of its `AudioTrackGuide`, not with the latent.
 
@@ -31,12 +43,21 @@ def audio_to_video(
         raise MismatchError("audio to video needs the sound that it is for; add an AudioTrackGuide")
     clip = checked(run, clip, two_stage=True)
     noise = run.begin()
-    contexts = Contexts(contexts.positive, Streams(video=contexts.of("video", "negative")))
     start = condition(run, halved(clip), guides)
     stage = guided(contexts, settings, preset(clip.version))
-    stage = replace(stage, guidance=Streams(stage.guidance.video, Guidance()))
-    half = sample(run, "stage1", start, stage, noise, settings.loras)
+    half = sample(run, "stage1", start, for_given_sound(stage), noise, settings.loras)
 
     start = condition(run, upscale(run, half), guides)
     loras = (*settings.loras, distilled)
     return sample(run, "stage2", start, refining(contexts, settings), noise, loras)
+
+
+def for_given_sound(stage: Stage) -> Stage:
+    """The same stage with nothing that guides the sound: neutral strengths, no negative prompt."""
+    contexts = stage.contexts
+    negative = Streams(video=contexts.of("video", "negative"))
+    return replace(
+        stage,
+        contexts=Contexts(contexts.positive, negative),
+        guidance=Streams(stage.guidance.video, Guidance()),
+    )

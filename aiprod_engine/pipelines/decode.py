@@ -23,7 +23,7 @@ def decode_frames(
     decoder: VideoDecoder,
     latent: AVLatent,
     tiling: str = "auto",
-    on_frames: Callable[[int], None] = lambda done: None,
+    on_frames: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Frames (F, H, W, 3) in [0, 1], float32 on the CPU, of the first sample of a clip.
 
@@ -35,7 +35,8 @@ def decode_frames(
         count = chunk.shape[2]
         images[done : done + count] = to_image(chunk)
         done += count
-        on_frames(done)
+        if on_frames is not None:
+            on_frames(done)
     return images
 
 
@@ -45,11 +46,16 @@ def pixel_chunks(decoder: VideoDecoder, latent: AVLatent, tiling: str = "auto") 
     `auto` is exact and its memory does not depend on the length; `tiled` is the authors' overlap
     tiling, an approximation; `off` decodes the whole clip at once.
     """
-    if latent.video is None:
-        raise MismatchError("this latent has no video to decode; wire a sampler's output here")
+    check_decodable(latent)
     if tiling not in TILINGS:
         raise MismatchError(f"tiling must be one of {', '.join(TILINGS)}, got {tiling!r}")
     return _chunks(decoder, latent.video[:1].to(decoder.conv_in.conv.weight), tiling)
+
+
+def check_decodable(latent: AVLatent) -> None:
+    """Raise unless the clip has a picture."""
+    if latent.video is None:
+        raise MismatchError("this latent has no video to decode; wire a sampler's output here")
 
 
 @torch.inference_mode()

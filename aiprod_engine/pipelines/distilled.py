@@ -8,7 +8,18 @@ from ..sampling.denoise import Contexts
 from ..sampling.presets import distilled_is_ancestral
 from ..types import AVLatent
 from .guides import Guide
-from .run import Run, Settings, checked, condition, halved, refining, sample, unguided, upscale
+from .run import (
+    DEFAULTS,
+    Run,
+    Settings,
+    checked,
+    condition,
+    halved,
+    refining,
+    sample,
+    unguided,
+    upscale,
+)
 
 
 def distilled(
@@ -16,7 +27,7 @@ def distilled(
     clip: AVLatent,
     contexts: Contexts,
     guides: Sequence[Guide] = (),
-    settings: Settings = Settings(),
+    settings: Settings = DEFAULTS,
 ) -> AVLatent:
     """Latents of a clip; its sound is that of the second stage."""
     clip = checked(run, clip, two_stage=True)

@@ -2,46 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import timing
 from ..errors import SizeError
 from ..latents.long_video import conform_length
-from ..models.audio_vae.codec import encode_audio
-from ..models.audio_vae.mel import to_stereo
-from ..models.video_vae import VideoEncoder, stream_encode
+from ..media.mp4 import Sound
+from ..models.audio_vae.codec import fit_track
+from ..models.video_vae import VideoEncoder
 from ..types import AVLatent
+from .encoders import encode_sound, encode_video
 
 
-@torch.inference_mode()
 def encode_frames(
     encoder: VideoEncoder,
     images: Tensor,
     fps: float,
-    on_frame: Callable[[int], None] = lambda done: None,
+    on_frame: Callable[[int], None] | None = None,
 ) -> AVLatent:
     """Clip of `images` (F, H, W, 3) in [0, 1], encoded exactly, frame by frame; sound is empty."""
     frames, height, width, _ = images.shape
     timing.check_frames(frames)
     timing.check_size(height, width)
-    like = encoder.conv_in.conv.weight
 
-    def pixels():
+    def pixels() -> Iterator[Tensor]:
         for done, image in enumerate(images, start=1):
-            on_frame(done)
-            yield (image[..., :3].movedim(-1, 0)[None] * 2 - 1).to(like)  # (1, 3, H, W)
+            if on_frame is not None:
+                on_frame(done)
+            yield image[..., :3].movedim(-1, 0)[None].float() * 2 - 1  # (1, 3, H, W)
 
-    latents = [latent.float().cpu() for latent in stream_encode(encoder, pixels())]
-    return AVLatent(torch.stack(latents, dim=2), None, frames, height, width, fps)
+    return AVLatent(encode_video(encoder, pixels()), None, frames, height, width, fps)
 
 
-@torch.inference_mode()
-def encode_sound(encoder: nn.Module, waveform: Tensor, rate: int, clip: AVLatent) -> AVLatent:
+def encode_track(encoder: nn.Module, waveform: Tensor, rate: int, clip: AVLatent) -> AVLatent:
     """The clip with `waveform` (B, C, S) as its sound, cut or filled with silence to its length.
 
     A zero latent is the mean of the training data, not silence; so silence is added to the
@@ -50,8 +46,6 @@ def encode_sound(encoder: nn.Module, waveform: Tensor, rate: int, clip: AVLatent
     if not waveform.shape[-1]:
         raise SizeError("a sound track must hold at least one sample, got none")
     samples = timing.track_samples(clip.frames, clip.fps, rate)
-    track = to_stereo(waveform[:1].float())[..., :samples]
-    track = F.pad(track, (0, samples - track.shape[-1]))
-    latent = encode_audio(encoder, track.to(encoder.conv_in.conv.weight.device), rate)
-    count = timing.audio_latents(clip.frames, clip.fps)
-    return replace(clip, audio=conform_length(latent.float().cpu(), count))
+    track = fit_track(waveform[0], samples, pad=True)
+    latent = encode_sound(encoder, Sound(track, rate))
+    return replace(clip, audio=conform_length(latent, timing.audio_latents(clip.frames, clip.fps)))

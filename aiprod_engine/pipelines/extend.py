@@ -1,4 +1,4 @@
-"""A finished clip goes on: its last latents guide a new clip, whose picture and sound are joined on.
+"""A finished clip goes on: its last latents guide a new clip, which is joined to it.
 
 Every latent but a clip's first spans 8 frames. The new clip begins with the last frame of the old
 clip's latent F - n, n the overlap, so that all its latents but the first lie on the old grid.
@@ -19,7 +19,7 @@ from ..latents.regions import MaskItem
 from ..sampling.denoise import Contexts
 from ..sampling.presets import preset
 from ..types import AVLatent
-from .run import Run, Settings, checked, guided, sample, unguided
+from .run import DEFAULTS, Run, Settings, checked, guided, sample, unguided
 from .stage import Start
 
 
@@ -38,23 +38,25 @@ class Extension:
     adain: float = 0.0
 
 
+STANDARD = Extension()
+
+
 def extend(
     run: Run,
     clip: AVLatent,
     contexts: Contexts,
-    extension: Extension = Extension(),
-    settings: Settings = Settings(),
+    extension: Extension = STANDARD,
+    settings: Settings = DEFAULTS,
     is_distilled: bool = True,
 ) -> AVLatent:
     """Latents of the whole clip, longer by `extension.frames`, with one continuous sound."""
     clip = checked(run, clip)
-    _check(clip, extension)
+    check_extension(clip, extension)
     noise = run.begin()
-    stage = (
-        unguided(contexts, settings)
-        if is_distilled
-        else guided(contexts, settings, preset(clip.version))
-    )
+    if is_distilled:
+        stage = unguided(contexts, settings)
+    else:
+        stage = guided(contexts, settings, preset(clip.version))
     new = sample(run, "stage1", carried(clip, extension), stage, noise, settings.loras)
     return joined(clip, new, extension)
 
@@ -78,7 +80,9 @@ def carried_audio(clip: AVLatent, extension: Extension) -> tuple[Tensor, int]:
     Old latents keep their own grid, so the new clip's sound begins within half a latent of its
     picture and the joined clip has exactly as many as its frames ask for.
     """
-    begin = timing.TIME_FACTOR * (clip.video.shape[2] - extension.overlap)  # frame 0 of the new clip
+    begin = timing.TIME_FACTOR * (
+        clip.video.shape[2] - extension.overlap
+    )  # frame 0 of the new clip
     first = round(begin / clip.fps * timing.AUDIO_LATENTS_PER_SECOND)
     total = timing.audio_latents(clip.frames + extension.frames, clip.fps)
     tail = clip.audio[:, :, first:]
@@ -102,7 +106,8 @@ def joined(clip: AVLatent, new: AVLatent, extension: Extension) -> AVLatent:
     )
 
 
-def _check(clip: AVLatent, extension: Extension) -> None:
+def check_extension(clip: AVLatent, extension: Extension) -> None:
+    """Raise unless there is a clip to extend and enough of it to carry over."""
     if clip.video is None:
         raise MismatchError("extending needs a finished clip; sample it first")
     if extension.frames < 1 or extension.frames % timing.TIME_FACTOR:

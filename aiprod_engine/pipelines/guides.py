@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import ClassVar, Protocol
 
-import torch
 from torch import Tensor
 
 from .. import timing
@@ -35,6 +34,7 @@ from ..types import AVLatent
 from ..weights.ic_lora import Reference
 from .stage import Start
 
+NEUTRAL = Reference()  # what videos follow without an IC-LoRA
 _TARGET, _IMAGE, _REFERENCE = 0, 1, 3  # order of items; generated slots (2) come between
 
 
@@ -62,7 +62,7 @@ def encode_guides(
     guides: Sequence[Guide],
     latent: AVLatent,
     encode: Encoders,
-    reference: Reference = Reference(),
+    reference: Reference = NEUTRAL,
 ) -> Start:
     """Start of a stage of the size of `latent` with all guides.
 
@@ -131,7 +131,7 @@ class ReferenceVideoGuide:
     """A video (F, H, W, 3) that an IC-LoRA follows.
 
     `attention` in [0, 1] is how much the target and the reference see of each other;
-    `attention_mask` (F, H, W) in [0, 1] varies it over the picture.
+    `attention_mask` (F or 1, H, W) in [0, 1] varies it over the picture.
     """
 
     frames: Tensor
@@ -154,13 +154,16 @@ class ReferenceVideoGuide:
         return _with_video(start, with_attention(item, self.attention, weights))
 
     def _token_weights(self, clip: AVLatent, latent: Tensor, kept: list[int]) -> Tensor:
-        if len(self.attention_mask) <= kept[-1]:
+        masks = self.attention_mask
+        if len(masks) == 1:  # one mask for all frames
+            masks = masks.expand(kept[-1] + 1, -1, -1)
+        if len(masks) <= kept[-1]:
             raise SizeError(
                 f"the attention mask must have as many frames as the reference, {kept[-1] + 1}, "
-                f"got {len(self.attention_mask)}"
+                f"got {len(masks)}"
             )
         kept = kept[: timing.pixel_frames(latent.shape[2])]  # what the encoder could use
-        mask = fill_resize(self.attention_mask[kept][:, None], clip.height, clip.width)
+        mask = fill_resize(masks[kept][:, None], clip.height, clip.width)
         return mask_downsample(mask.movedim(0, 1)[None], *latent.shape[2:])
 
 
@@ -206,6 +209,8 @@ class RetakeGuide:
 
     def add(self, start: Start, encode: Encoders, reference: Reference) -> Start:  # noqa: ARG002
         check_region(self.start, self.end)
+        if not (self.regenerates_video or self.regenerates_audio):
+            raise MismatchError("a retake must regenerate the picture, the sound or both")
         region = TemporalRegion(self.start, self.end)
         video = encode.video(pixels(self.frames[: start.latent.frames], start.latent))
         video = conform_length(video, timing.latent_frames(start.latent.frames))
@@ -234,7 +239,7 @@ class MaskGuide:
 
     def add(self, start: Start, encode: Encoders, reference: Reference) -> Start:  # noqa: ARG002
         clip = start.latent
-        if len(self.frames) < clip.frames or len(self.mask) not in (1, *range(clip.frames, 10**9)):
+        if len(self.frames) < clip.frames or 1 < len(self.mask) < clip.frames:
             raise SizeError(
                 f"an inpainting clip and its mask must have the target's {clip.frames} frames, "
                 f"got {len(self.frames)} and {len(self.mask)}"

@@ -8,7 +8,7 @@ from ..sampling.denoise import Contexts
 from ..sampling.presets import preset
 from ..types import AVLatent
 from .guides import Guide
-from .run import Run, Settings, checked, condition, guided, sample
+from .run import DEFAULTS, Run, Settings, checked, condition, guided, sample
 
 
 def one_stage(
@@ -16,7 +16,7 @@ def one_stage(
     clip: AVLatent,
     contexts: Contexts,
     guides: Sequence[Guide] = (),
-    settings: Settings = Settings(),
+    settings: Settings = DEFAULTS,
 ) -> AVLatent:
     """Latents of a clip from noise, with full guidance."""
     clip = checked(run, clip)

@@ -46,9 +46,7 @@ def hidden_states(
     """
     total = tokenizer.count(text)
     if total > MAX_LENGTH:
-        logger.warning(
-            "the prompt has %d tokens, only the first %d are read", total, MAX_LENGTH
-        )
+        logger.warning("the prompt has %d tokens, only the first %d are read", total, MAX_LENGTH)
     ids, mask = tokenizer.encode(text, MAX_LENGTH)
     count = int(mask.sum())
     device = encoder.norm.weight.device

@@ -6,7 +6,7 @@ from ..sampling.denoise import Contexts
 from ..sampling.presets import preset
 from ..types import AVLatent
 from .guides import RetakeGuide
-from .run import Run, Settings, checked, condition, guided, sample, unguided
+from .run import DEFAULTS, Run, Settings, checked, condition, guided, sample, unguided
 
 
 def retake(
@@ -14,7 +14,7 @@ def retake(
     fps: float,
     contexts: Contexts,
     source: RetakeGuide,
-    settings: Settings = Settings(),
+    settings: Settings = DEFAULTS,
     is_distilled: bool = True,
 ) -> AVLatent:
     """Latents of the clip, of the size and length of its source, with the window generated anew."""

@@ -20,7 +20,7 @@ from ..sampling.presets import Preset
 from ..types import AVLatent, Streams
 from ..weights.ic_lora import Reference
 from .encoders import encoders
-from .guides import Guide, encode_guides
+from .guides import NEUTRAL, Guide, encode_guides
 from .networks import Lora, Networks
 from .stage import Noise, Stage, Start, Tell, run_stage, silent
 from .upsample import upsample
@@ -69,6 +69,9 @@ class Settings:
     guidance: Streams | None = None
     loras: tuple[Lora, ...] = ()
     batch_passes: int = 1
+
+
+DEFAULTS = Settings()
 
 
 def checked(run: Run, clip: AVLatent, two_stage: bool = False) -> AVLatent:
@@ -124,7 +127,7 @@ def refining(contexts: Contexts, settings: Settings, sampler: str = "euler") -> 
 
 
 def condition(
-    run: Run, clip: AVLatent, guides: Sequence[Guide], reference: Reference = Reference()
+    run: Run, clip: AVLatent, guides: Sequence[Guide], reference: Reference = NEUTRAL
 ) -> Start:
     """Block I/A: guides encoded at the size of `clip`."""
     with encoders(run.networks) as encode:

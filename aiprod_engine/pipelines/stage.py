@@ -19,61 +19,18 @@ from ..latents.state import audio_state, clear_conditioning, video_state
 from ..models.transformer import Transformer, TransformerConfig
 from ..sampling.denoise import Contexts, GuidedDenoiser
 from ..sampling.guidance import Guidance, GuidanceSchedule
-from ..sampling.loops import euler, euler_ancestral, euler_cfg_pp, gradient_estimation, heun
-from ..sampling.noise import CpuNoise, NoiseSource, WhitenedNoise, ancestral_noise, noise_streams
-from ..sampling.res2s import res_2s
+from ..sampling.noise import noise_streams
 from ..types import AVLatent, Streams, TokenState
+from .samplers import NEEDS_UNCOND, SAMPLERS, Noise
 
 LATENT_BINS = 16  # 64 mel bands, compressed by 4: every release
 PUBLISHED_LAYERS = 48  # depth of the transformer in 2.0, 2.3 and 2.5
-
-SAMPLERS: dict[str, Callable[..., Streams]] = {
-    "euler": euler,
-    "heun": heun,
-    "euler_ancestral": euler_ancestral,
-    "euler_cfg_pp": partial(euler_cfg_pp, eta=0.0),
-    "euler_ancestral_cfg_pp": euler_cfg_pp,
-    "res_2s": res_2s,
-    "gradient_estimation": gradient_estimation,
-}
-# Samplers that draw noise in every step -> source for the seed of the run.
-STEP_NOISE: dict[str, Callable[[int], NoiseSource]] = {
-    "euler_ancestral": ancestral_noise,
-    "euler_ancestral_cfg_pp": ancestral_noise,
-    "res_2s": lambda seed: WhitenedNoise(),  # noqa: ARG005 - the reference never seeds it
-}
-NEEDS_UNCOND = ("euler_cfg_pp", "euler_ancestral_cfg_pp")
 
 Tell = Callable[[str, Any], None]
 
 
 def silent(event: str, value: Any) -> None:
     """The listener that does nothing."""
-
-
-@dataclass(frozen=True)
-class Noise:
-    """Random numbers of one run: `initial` serves all stages in turn, `steps` starts anew in each.
-
-    `steps(sampler)` is the source of noise within a stage, None for samplers that draw none.
-    """
-
-    initial: NoiseSource
-    steps: Callable[[str], NoiseSource | None]
-
-    @classmethod
-    def seeded(cls, seed: int) -> Noise:
-        """The default: CPU generators, so that results do not depend on the device."""
-
-        def steps(sampler: str) -> NoiseSource | None:
-            return STEP_NOISE[sampler](seed) if sampler in STEP_NOISE else None
-
-        return cls(CpuNoise(seed), steps)
-
-    @classmethod
-    def injected(cls, source: NoiseSource) -> Noise:
-        """Every draw, of every purpose, from one source."""
-        return cls(source, lambda sampler: source)  # noqa: ARG005
 
 
 @dataclass(frozen=True)
@@ -106,6 +63,12 @@ class Stage:
     noise_scale: float = 1.0
     batch_passes: int = 1
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise MismatchError(
+                f"the sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}"
+            )
 
 
 @torch.inference_mode()

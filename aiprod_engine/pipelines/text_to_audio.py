@@ -8,12 +8,12 @@ from ..errors import SizeError
 from ..sampling.denoise import Contexts
 from ..sampling.presets import preset
 from ..types import AVLatent
-from .run import Run, Settings, guided
+from .run import DEFAULTS, Run, Settings, guided
 from .stage import Start, run_stage
 
 
 def text_to_audio(
-    run: Run, frames: int, fps: float, contexts: Contexts, settings: Settings = Settings()
+    run: Run, frames: int, fps: float, contexts: Contexts, settings: Settings = DEFAULTS
 ) -> AVLatent:
     """Audio latent as long as `frames` at `fps`; there is no picture to agree with."""
     if frames < 1 or fps <= 0:

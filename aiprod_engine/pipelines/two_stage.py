@@ -16,6 +16,7 @@ from ..types import AVLatent
 from .guides import Guide, ImageGuide
 from .networks import Lora
 from .run import (
+    DEFAULTS,
     Run,
     Settings,
     checked,
@@ -37,7 +38,7 @@ def two_stage(
     contexts: Contexts,
     guides: Sequence[Guide],
     distilled: Lora,
-    settings: Settings = Settings(),
+    settings: Settings = DEFAULTS,
 ) -> AVLatent:
     """Latents of a clip; its sound is that of the first stage."""
     clip = checked(run, clip, two_stage=True)
@@ -58,7 +59,7 @@ def two_stage_hq(
     contexts: Contexts,
     guides: Sequence[Guide],
     distilled: str | Path,
-    settings: Settings = Settings(),
+    settings: Settings = DEFAULTS,
 ) -> AVLatent:
     """As `two_stage`, with res_2s and the distilled LoRA in both stages."""
     clip = checked(run, clip, two_stage=True)
@@ -82,7 +83,7 @@ def keyframes(
     contexts: Contexts,
     guides: Sequence[Guide],
     distilled: Lora,
-    settings: Settings = Settings(),
+    settings: Settings = DEFAULTS,
 ) -> AVLatent:
     """Latents of a clip between images, all of which guide and none of which is a frame itself.
 

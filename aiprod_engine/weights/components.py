@@ -16,6 +16,7 @@ from ..models.text.config import TextConnectorConfig
 from ..models.text.connector import TextConnector
 from ..models.text.gemma3 import Gemma3, Gemma3Config
 from ..models.text.gemma4 import Gemma4, Gemma4Config
+from ..models.text.vision import Gemma3Vision, VisionConfig
 from ..models.transformer import Transformer, TransformerConfig
 from ..models.upsampler import Upsampler, UpsamplerConfig
 from ..models.video_vae import VideoDecoder, VideoEncoder, VideoVAEConfig
@@ -49,6 +50,15 @@ def _text_encoder(source: Source, _: str | None) -> object:
     return (Gemma4Config if is_gemma4 else Gemma3Config).from_metadata(source.section)
 
 
+def _text_vision(source: Source, _: str | None) -> VisionConfig:
+    if not source.tensors:
+        raise CheckpointError(
+            f"to look at a picture the text encoder needs its vision tensors, {source.info.name} "
+            "has none; choose a Gemma 3 file that has them, or give no picture"
+        )
+    return VisionConfig.from_metadata(source.section)
+
+
 def _sectioned(config: type) -> Callable[[Source, str | None], object]:
     return lambda source, _: config.from_metadata(source.section)
 
@@ -70,5 +80,6 @@ COMPONENTS: dict[str, Component] = {
         _text_encoder,
         lambda config: (Gemma4 if isinstance(config, Gemma4Config) else Gemma3)(config),
     ),
+    "text_vision": Component(_text_vision, Gemma3Vision),
     "upsampler": Component(_sectioned(UpsamplerConfig), Upsampler),
 }

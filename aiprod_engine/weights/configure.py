@@ -28,6 +28,7 @@ SECTIONS = {
     "audio_decoder": "audio_vae",
     "vocoder": "vocoder",
     "text_encoder": "gemma",
+    "text_vision": "gemma",
     "upsampler": "upsampler",
 }
 _MAX_WIDTH, _MAX_NUMBER = 65_536, 2**31
@@ -53,7 +54,7 @@ def section(
 
     `config` None means that the file states nothing; a warning says that presets are used.
     """
-    if config is None and kind != "text_encoder":
+    if config is None and SECTIONS[kind] != "gemma":
         _log.warning(
             "%s: the file has no config; the published values of %s are used", kind, version
         )
@@ -90,7 +91,7 @@ def untrusted(file: str, kind: str) -> Iterator[None]:
 
 def stated(header: Header, kind: str) -> dict[str, Any] | None:
     """The section that a file's metadata states for `kind`, checked for size, depth and range."""
-    if kind == "text_encoder":
+    if SECTIONS[kind] == "gemma":
         for key in ("gemma_config", "config.json"):
             if key in header.metadata:
                 return _object(header, key)

@@ -48,9 +48,22 @@ _SINGLE = (
     ("vae.", "video_vae", ""),
     ("duration_head.", "duration_head", ""),
 )
+# Gemma 3: what it sees pictures with, as the hub, transformers 4 and 5, and single files name it.
+_VISION = (
+    *(
+        (f"{p}{tower}", "text_vision", "vision_model.")
+        for p in ("", "model.")
+        for tower in ("vision_tower.vision_model.", "vision_tower.", "vision_model.")
+    ),
+    *(
+        (f"{p}multi_modal_projector.", "text_vision", "multi_modal_projector.")
+        for p in ("", "model.")
+    ),
+)
 _NOT_TEXT = (
     *("spiece_model", "tokenizer_json", "hf_asset__", "lm_head.", "language_model.lm_head."),
     *("vision_", "model.vision_", "multi_modal_projector.", "model.multi_modal_projector."),
+    *("audio_", "model.audio_"),  # Gemma 4 hears, too
 )
 
 # Whole-segment renames of the diffusers folders, theirs -> ours.
@@ -157,6 +170,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "audio_decoder": _half("audio_vae", "decoder"),
     "vocoder": (Part("vocoder", {"": ""}, (), _VOCODER_IGNORED),),
     "text_encoder": (Part("text_encoder", {"": ""}),),
+    "text_vision": (Part("text_vision", {"": ""}),),
     "upsampler": (Part("upsampler", {"": ""}),),
 }
 
@@ -201,6 +215,8 @@ def _single(keys: list[str], prefix: str, components: set[str]) -> Iterable[tupl
         rules.append((prefix, "transformer", ""))
     elif _is_bare_vae(keys, components):
         rules.append(("", "video_vae", ""))
+    if "gemma3_12b" in components:
+        rules += _VISION
     if components & {"gemma3_12b", "gemma4_12b"}:
         rules += [(start, "", "") for start in _NOT_TEXT]
         rules.append((_gemma_prefix(keys), "text_encoder", ""))

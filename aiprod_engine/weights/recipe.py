@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
+
+
+@dataclass(frozen=True)
+class LoraUse:
+    """A LoRA file and how strongly it acts on what makes each stream."""
+
+    path: str
+    video: float
+    audio: float
 
 
 @dataclass(frozen=True)
@@ -15,7 +24,7 @@ class Recipe:
     kind: str
     files: tuple[str, ...]
     dtype: torch.dtype | None = None
-    loras: tuple[tuple[str, float], ...] = ()
+    loras: tuple[LoraUse, ...] = ()
     modalities: str | None = None
 
     def load(self) -> nn.Module:
@@ -26,6 +35,10 @@ class Recipe:
             self.kind,
             self.files,
             dtype=self.dtype,
-            loras=self.loras,
+            loras=[(use.path, {"video": use.video, "audio": use.audio}) for use in self.loras],
             modalities=self.modalities,
         )
+
+    def with_lora(self, use: LoraUse) -> Recipe:
+        """The same network with one more adapter."""
+        return replace(self, loras=(*self.loras, use))

@@ -6,6 +6,7 @@ what it can see: a tensor that is missing shows nothing and is reported by stric
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -208,8 +209,6 @@ def _generator(shapes: Shapes, start: str) -> Section:
     kernels = [shapes.get(f"{start}resblocks.{n}.convs1.0.weight") for n in range(per_stage)]
     if kernels and all(kernels):
         shown["resblock_kernel_sizes"] = [shape[2] for shape in kernels]
-    if f"{start}conv_post.weight" in shapes:
-        shown["use_bias_at_final"] = f"{start}conv_post.bias" in shapes
     return shown
 
 
@@ -235,6 +234,26 @@ def gemma(shapes: Shapes, known: Section) -> Section:
     if norm and "query_pre_attn_scalar" not in text and "layers.0.layer_scalar" not in shapes:
         shown["query_pre_attn_scalar"] = norm[0]  # so in the 12B model
     return {"text_config": shown} if "text_config" in known else shown
+
+
+def gemma_vision(shapes: Shapes, known: Section) -> Section:  # noqa: ARG001
+    """Sizes of the tower and of its projector; the number of heads never shows."""
+    tower: Section = {}
+    patches = shapes.get("vision_model.embeddings.patch_embedding.weight")
+    places = shapes.get("vision_model.embeddings.position_embedding.weight")
+    layers = "vision_model.encoder.layers."
+    _read(tower, "hidden_size", patches, 0)
+    _read(tower, "num_channels", patches, 1)
+    _read(tower, "patch_size", patches, 2)
+    _read(tower, "intermediate_size", shapes.get(f"{layers}0.mlp.fc1.weight"), 0)
+    if patches and places:
+        tower["image_size"] = math.isqrt(places[0]) * patches[2]
+    if any(name.startswith(layers) for name in shapes):
+        tower["num_hidden_layers"] = count(shapes, layers)
+    text: Section = {}
+    projection = "multi_modal_projector.mm_input_projection_weight"
+    _read(text, "hidden_size", shapes.get(projection), 1)
+    return {"vision_config": tower, "text_config": text}
 
 
 def upsampler(shapes: Shapes, known: Section) -> Section:
@@ -279,5 +298,6 @@ DERIVE: dict[str, Callable[[Shapes, Section], Section]] = {
     "audio_decoder": audio_vae,
     "vocoder": vocoder,
     "text_encoder": gemma,
+    "text_vision": gemma_vision,
     "upsampler": upsampler,
 }

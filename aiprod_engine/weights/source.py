@@ -19,6 +19,7 @@ from .quant_formats import LayerFormat, layer_formats, logical_shapes
 # What a part may be called in `Info.components`.
 _ACCEPTED = {
     "text_encoder": ("gemma3_12b", "gemma4_12b"),
+    "text_vision": ("gemma3_12b",),
     "upsampler": ("spatial_x2", "spatial_x1.5", "spatial_x4", "spatial_x0.75", "temporal_x2"),
 }
 _DIFFUSION_DECODER = (

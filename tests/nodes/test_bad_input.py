@@ -10,7 +10,7 @@ from host_client import PromptFailed, PromptRejected
 from safetensors.torch import save_file
 
 sys.path.append(str(Path(__file__).parent.parent / "workflows"))
-from test_run import CHECKPOINT, small
+from test_run import small
 
 pytestmark = pytest.mark.host
 
@@ -52,7 +52,7 @@ def test_a_file_that_is_no_ltx2_checkpoint(client, models):
 
 
 def test_a_truncated_download(client, models):
-    whole = (models / "checkpoints" / CHECKPOINT["2.3"]).read_bytes()
+    whole = (models / "checkpoints" / FILES["2.3"]["dev"]).read_bytes()
     (models / "checkpoints" / "half.safetensors").write_bytes(whole[: len(whole) // 2])
     prompt = change(
         small("text_to_video", "2.3"), "AIPRODCheckpointLoader", checkpoint="half.safetensors"
@@ -88,7 +88,7 @@ def test_an_encoder_that_does_not_belong_to_the_checkpoint(client, models):
 
 def test_a_checkpoint_chosen_as_text_encoder(client, models):
     target = models / "text_encoders" / "checkpoint.safetensors"
-    target.write_bytes((models / "checkpoints" / CHECKPOINT["2.3"]).read_bytes())
+    target.write_bytes((models / "checkpoints" / FILES["2.3"]["dev"]).read_bytes())
     prompt = change(
         small("text_to_video", "2.3"), "AIPRODTextEncoderLoader", encoder="checkpoint.safetensors"
     )

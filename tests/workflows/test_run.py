@@ -1,45 +1,79 @@
-"""Every shipped workflow runs over HTTP on a real host with tiny weights and leaves a movie."""
+"""Every shipped workflow runs over HTTP on a real host with tiny weights, for 2.0 and 2.3."""
 
 import json
 
+import av
 import pytest
+from graphs import GRAPHS
 from mp4_check import problems, read_movie
+from tiny_checkpoint import FILES
+from tiny_media import write_media
 
 from workflows import FOLDER
 
 pytestmark = pytest.mark.host
 
-CHECKPOINT = {"2.0": "ltx-2-19b-dev.safetensors", "2.3": "ltx-2.3-22b-dev.safetensors"}
-WIDTH, HEIGHT, FRAMES = 128, 64, 17
+NAMES = [graph.name for graph in GRAPHS]
+WIDTH, HEIGHT, FRAMES, FPS = 128, 64, 17, 24.0
+ADDED = 16
+TWICE = ("text_to_video_distilled", "text_to_video_hq", "image_to_video")
 
 
 def small(name: str, version: str) -> dict:
-    """The shipped API prompt at a size for tests, on the checkpoint of one release."""
-    prompt = json.loads((FOLDER / "api" / f"{name}.json").read_text())
+    """The shipped API prompt at a size for tests, with the files of one release."""
+    text = (FOLDER / "api" / f"{name}.json").read_text()
+    for kind, file in FILES["2.3"].items():
+        text = text.replace(file, FILES[version][kind])
+    prompt = json.loads(text)
+    changes = {
+        "AIPRODEmptyLatent": {"width": WIDTH, "height": HEIGHT, "frames": FRAMES},
+        "AIPRODSchedule": {"steps": 3},
+        "AIPRODExtend": {"frames": ADDED, "overlap": 2},
+        "AIPRODRetakeRegion": {"start": 0.2, "end": 0.5},
+    }
     for node in prompt.values():
-        if node["class_type"] == "AIPRODEmptyLatent":
-            node["inputs"] |= {"width": WIDTH, "height": HEIGHT, "frames": FRAMES}
-        if node["class_type"] == "AIPRODSchedule":
-            node["inputs"]["steps"] = 3
-        if node["class_type"] == "AIPRODCheckpointLoader":
-            node["inputs"]["checkpoint"] = CHECKPOINT[version]
+        node["inputs"] |= changes.get(node["class_type"], {})
     return prompt
 
 
-def movie_of(outcome, base):
-    """The saved movie of a finished prompt."""
-    (saved,) = [o["images"][0] for o in outcome.outputs.values() if "images" in o]
-    return read_movie(base / "output" / saved["subfolder"] / saved["filename"])
+def saved(outcome, base, kind="images"):
+    """Path of the one file that a finished prompt saved."""
+    (result,) = [o[kind][0] for o in outcome.outputs.values() if kind in o]
+    return base / "output" / result["subfolder"] / result["filename"]
 
 
-@pytest.mark.parametrize("version", CHECKPOINT)
-def test_text_to_video(version, client, running_host):
+@pytest.fixture(scope="module", autouse=True)
+def _media(models):
+    write_media(models.parent / "input", WIDTH, HEIGHT, FRAMES, FPS)
+
+
+@pytest.mark.parametrize("version", FILES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "text_to_audio"])
+def test_workflow_leaves_a_movie(name, version, client, running_host):
     messages = []
-    outcome = client.run(small("text_to_video", version), messages.append)
-    movie = movie_of(outcome, running_host.base)
-    assert problems(movie, FRAMES, WIDTH, HEIGHT, 24.0) == []
-    assert movie.peak > 0, "the sound track is digital silence"
+    outcome = client.run(small(name, version), messages.append)
+    movie = read_movie(saved(outcome, running_host.base))
+    scale = 2 if name in TWICE else 1
+    frames = FRAMES + ADDED if name == "extend" else FRAMES
+    assert problems(movie, frames, WIDTH * scale, HEIGHT * scale, FPS) == []
+    assert movie.loudness > 0, "the sound track is digital silence"
     assert any(m["type"] == "progress" for m in messages)
+
+
+@pytest.mark.parametrize("version", FILES)
+def test_text_to_audio_leaves_a_sound(version, client, running_host):
+    outcome = client.run(small("text_to_audio", version))
+    with av.open(str(saved(outcome, running_host.base, "audio"))) as file:
+        samples = sum(frame.samples for frame in file.decode(audio=0))
+        rate = file.streams.audio[0].rate
+    assert abs(samples / rate - FRAMES / FPS) < 0.04
+
+
+def test_audio_to_video_keeps_the_users_own_sound(client, running_host):
+    outcome = client.run(small("audio_to_video", "2.3"))
+    movie = read_movie(saved(outcome, running_host.base))
+    assert movie.sample_rate == 44_100
+    assert movie.loudness == pytest.approx(0.305, abs=0.02)  # of 0.5 sin and 0.35 sin
 
 
 def test_second_run_is_cached_and_another_seed_is_not(client, running_host):
@@ -53,7 +87,7 @@ def test_second_run_is_cached_and_another_seed_is_not(client, running_host):
     other = client.run(prompt)
     executed = {m["data"]["node"] for m in other.messages if m["type"] == "executing"}
     assert sampler in executed
-    movie_of(other, running_host.base)
+    assert saved(other, running_host.base).is_file()
 
 
 def test_models_are_freed_on_request_and_load_again(client, running_host):
@@ -62,5 +96,5 @@ def test_models_are_freed_on_request_and_load_again(client, running_host):
     client.post("/free", {"unload_models": True, "free_memory": True})
     (sampler,) = [k for k, n in prompt.items() if n["class_type"] == "AIPRODSampler"]
     prompt[sampler]["inputs"]["seed"] += 7
-    movie_of(client.run(prompt), running_host.base)
+    assert saved(client.run(prompt), running_host.base).is_file()
     assert "memory leak" not in running_host.log_text()

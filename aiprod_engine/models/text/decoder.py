@@ -1,7 +1,8 @@
 """The text decoder that Gemma 3 (LTX-2 2.0, 2.3) and Gemma 4 (2.5) share; they differ in numbers.
 
-It is run for its hidden states only: no language-model head and no key-value cache. Activations
-have the dtype of the embedding table; norms, softmax and rotary angles are computed in float32.
+Encoding needs its hidden states only: no language-model head and no key-value cache; `generate.py`
+adds both. Activations have the dtype of the embedding table; norms, softmax and rotary angles are
+computed in float32.
 """
 
 from __future__ import annotations
@@ -84,6 +85,10 @@ class AttentionTables:
         a, b = x.chunk(2, dim=-1)
         return torch.cat((a * self.cos - b * self.sin, b * self.cos + a * self.sin), dim=-1)
 
+    def remember(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, heads, T, head_dim) to attend to: here those of the same tokens."""
+        return k, v
+
 
 def _angles(kind: AttentionConfig, length: int, device: torch.device) -> Tensor:
     """Angle of each position and pair, (T, head_dim / 2); pairs that do not turn have angle 0."""
@@ -142,6 +147,7 @@ class Attention(nn.Module):
         if self.kind.value_norm:
             v = F.rms_norm(v.float(), v.shape[-1:], eps=self.eps).to(v.dtype)
         q, k = tables.rotate(self.q_norm(q)), tables.rotate(self.k_norm(k))
+        k, v = tables.remember(k, v)
         groups = self.kind.heads // self.kind.kv_heads  # query head j uses key head j // groups
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         out = F.scaled_dot_product_attention(
@@ -211,7 +217,7 @@ class TextDecoder(nn.Module):
         residual stream. Positions count from the start of the row; because the rotation is
         relative, a row without its padding gives the same states. Rows of padding mean nothing.
         """
-        x = self._embed(ids)  # (B, T, D)
+        x = self.embed(ids)  # (B, T, D)
         kinds = self.config.layers
         tables = {kind: AttentionTables.build(kind, mask, x.dtype) for kind in set(kinds)}
         for kind, layer in zip(kinds, self.ready_blocks(self.layers), strict=True):
@@ -219,8 +225,11 @@ class TextDecoder(nn.Module):
             x = layer(x, tables[kind])
         yield self.norm(x)
 
-    def _embed(self, ids: Tensor) -> Tensor:
-        """Rows of the table times sqrt(D), rounded to the table's dtype (bf16: 62.0 for 3840)."""
+    def embed(self, ids: Tensor) -> Tensor:
+        """Rows of the table times sqrt(D), rounded to the table's dtype (bf16: 62.0 for 3840).
+
+        `ids` (B, T) -> (B, T, D) on the device of `ids`.
+        """
         table = self.embed_tokens.weight  # may stay on the CPU: only the rows are moved
         x = self.embed_tokens(ids.to(table.device)).to(ids.device)
         return x * torch.tensor(math.sqrt(self.config.width), dtype=x.dtype, device=x.device)

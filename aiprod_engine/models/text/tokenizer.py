@@ -9,7 +9,9 @@ from torch import Tensor
 
 from ...errors import CheckpointError
 
-PAD, BOS, UNK = 0, 2, 3  # ids up to UNK are special; the same in Gemma 3 and Gemma 4
+PAD, EOS, BOS, UNK = 0, 1, 2, 3  # ids up to UNK are special; the same in Gemma 3 and Gemma 4
+IMAGE = -1  # stands in a chat for one row of a picture; it is no row of the embedding table
+START_OF_IMAGE, END_OF_IMAGE, END_OF_TURN = "<start_of_image>", "<end_of_image>", "<end_of_turn>"
 MAX_LENGTH = 1024
 
 
@@ -71,14 +73,36 @@ class Tokenizer:
         """Ids and mask, both (1, max_length) int64: padded on the left, cut at the end."""
         return _left_padded(self.ids(text)[:max_length], max_length)
 
-    def encode_chat(self, system: str, user: str, multiple: int = 8) -> tuple[Tensor, Tensor]:
+    def encode_chat(
+        self, system: str, user: str, image_rows: int = 0, multiple: int = 8
+    ) -> tuple[Tensor, Tensor]:
         """Ids and mask (1, T) that ask Gemma 3 for an answer; T is padded to a `multiple`.
 
         There are two leading <bos>, because the reference renders one as text and adds another.
+        A picture of `image_rows` rows, each an `IMAGE`, comes before the user's text.
         """
-        turn = f"<start_of_turn>user\n{system}\n\n{user.strip()}<end_of_turn>\n"
+        image = f"\n\n{START_OF_IMAGE}{END_OF_IMAGE}\n\n" if image_rows else ""
+        turn = f"<start_of_turn>user\n{system}\n\n{image}{user.strip()}{END_OF_TURN}\n"
         ids = [BOS, *self._with_bos(turn + "<start_of_turn>model\n")]
+        if image_rows:
+            inside = ids.index(self.special_id(START_OF_IMAGE)) + 1
+            ids[inside:inside] = [IMAGE] * image_rows
         return _left_padded(ids, -(-len(ids) // multiple) * multiple)
+
+    def special_id(self, token: str) -> int:
+        """Id of a control token such as <end_of_turn>, which is 106 in Gemma 3."""
+        ids = self.ids(token)[1:]  # behind <bos>
+        if len(ids) != 1:
+            raise CheckpointError(
+                f"a Gemma tokenizer has one id for {token}, found {len(ids)}; "
+                "choose the tokenizer that came with the text encoder"
+            )
+        return ids[0]
+
+    @property
+    def stop_ids(self) -> tuple[int, int]:
+        """Ids that end an answer."""
+        return EOS, self.special_id(END_OF_TURN)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids without special tokens."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 
@@ -43,7 +44,7 @@ class VideoEncoder(nn.Module):
         x = activate(x)
         return self.finish(self.conv_out(x)).to(pixels.dtype)
 
-    def layers(self):
+    def layers(self) -> Iterator[nn.Module]:
         """Residual blocks and downsamplers in order of execution."""
         return flat_layers(self.down_blocks)
 
@@ -55,9 +56,14 @@ class VideoEncoder(nn.Module):
                 f"the encoder needs pixels (B, {side.image_channels}, F, H, W), "
                 f"got {tuple(pixels.shape)}"
             )
-        check_size(*pixels.shape[3:], patch * side.space_factor)
-        if side.padding == "reflect" and min(pixels.shape[3:]) < 2 * patch * side.space_factor:
-            raise SizeError("reflect padding needs two latents per axis in the encoder")
+        height, width = pixels.shape[3:]
+        cell = patch * side.space_factor
+        check_size(height, width, cell)
+        if side.padding == "reflect" and min(height, width) < 2 * cell:
+            raise SizeError(
+                f"this encoder reflects at the border and needs {2 * cell} pixels per axis, "
+                f"got {height} x {width}"
+            )
         return patchify(pixels.to(self.conv_in.conv.weight.dtype), patch)
 
     def finish(self, x: Tensor) -> Tensor:

@@ -1,10 +1,13 @@
 """Tiny networks of every release, filled with random weights, and inputs for them."""
 
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 from goldens import Case
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from aiprod_engine.models.text.gemma3 import Gemma3, Gemma3Config
 from aiprod_engine.models.text.gemma4 import Gemma4, Gemma4Config
@@ -45,7 +48,7 @@ def _decoder(family):
 
 
 def _stream(stream, tokens, context, config, batch=1):
-    """Random inputs of one stream, on the meta device if that is the default one."""
+    """Random inputs of one stream."""
     axes = len(stream.max_pos)
     starts = torch.rand(batch, axes, tokens, 1)
     width = stream.dim if config.caption_proj_before_connector else config.caption_channels
@@ -69,16 +72,6 @@ def make_decoder():
 
 
 @pytest.fixture
-def make_filled():
-    return _filled
-
-
-@pytest.fixture
-def make_stream():
-    return _stream
-
-
-@pytest.fixture
 def make_inputs():
     def inputs(config, video=12, audio=5, context=7):
         return (
@@ -87,3 +80,46 @@ def make_inputs():
         )
 
     return inputs
+
+
+class LiveStorages(TorchDispatchMode):
+    """Counts the bytes of storages that operators made and that are still alive.
+
+    What an operator allocates and frees inside, and what existed before, does not count.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.live = self.peak = 0
+        self._known = weakref.WeakSet()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        given = {id(t.untyped_storage()) for t in _tensors((args, kwargs))}
+        result = operator(*args, **(kwargs or {}))
+        for tensor in _tensors(result):
+            storage = tensor.untyped_storage()
+            if storage not in self._known and id(storage) not in given:
+                self._known.add(storage)
+                self.live += storage.nbytes()
+                weakref.finalize(storage, self._freed, storage.nbytes())
+        self.peak = max(self.peak, self.live)
+        return result
+
+    def _freed(self, count):
+        self.live -= count
+
+
+def _tensors(tree):
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+@pytest.fixture
+def peak_bytes():
+    """`peak_bytes(function)`: most bytes alive at once while it runs, without its inputs."""
+
+    def measure(function):
+        with torch.inference_mode(), LiveStorages() as count:
+            function()
+        return count.peak
+
+    return measure

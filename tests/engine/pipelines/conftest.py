@@ -1,19 +1,22 @@
 """Runs of the recorded pipelines: tiny checkpoints, injected noise, everything that was told."""
 
-from collections import Counter
+import json
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
 import torch
 from goldens import ROOT
+from safetensors.torch import save_file
 
+from aiprod_engine.models.upsampler import Upsampler, UpsamplerConfig
 from aiprod_engine.pipelines.networks import Networks
 from aiprod_engine.pipelines.run import Run, Settings
 from aiprod_engine.pipelines.stage import Noise
 from aiprod_engine.sampling.denoise import Contexts
 from aiprod_engine.sampling.guidance import Guidance
 from aiprod_engine.types import AVLatent, Streams
+from aiprod_engine.weights import load
 
 CHECKPOINTS, PIPELINES = ROOT / "checkpoints", ROOT / "pipelines"
 
@@ -34,10 +37,9 @@ class RecordedNoise:
 
 @dataclass
 class Recorder:
-    """What a run told, by event, and the transformer's evaluations per build."""
+    """What a run told, by event."""
 
     events: dict = field(default_factory=dict)
-    evaluations: Counter = field(default_factory=Counter)
 
     def tell(self, event, value):
         self.events[event] = value
@@ -130,7 +132,7 @@ class Recorded:
         return Settings(**given | fields)
 
 
-@pytest.fixture()
+@pytest.fixture
 def recorded():
     def make(case):
         call = case.call
@@ -142,3 +144,50 @@ def recorded():
         return Recorded(case, networks, Recorder())
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Networks of the tiny 2.3 checkpoint in float32."""
+    return Networks.of(file_of("ltx2_23_tiny.safetensors"), dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def transformer(tiny):
+    return load("transformer", tiny.files["transformer"], dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def contexts():
+    """A positive and a negative context for the tiny 2.3 transformer."""
+    generator = torch.Generator().manual_seed(3)
+
+    def side():
+        return Streams(*(torch.randn(1, 6, width, generator=generator) for width in (32, 16)))
+
+    return Contexts(side(), side())
+
+
+@pytest.fixture(scope="session")
+def small():
+    """A clip of 9 frames, 64 x 96."""
+    return AVLatent(None, None, 9, 64, 96, 24.0)
+
+
+@pytest.fixture(scope="session")
+def write_upsampler():
+    """A function that writes a latent upsampler with random weights in the published layout."""
+
+    def write(path, channels, temporal=False):
+        section = {
+            "_class_name": "LatentUpsampler", "in_channels": channels, "mid_channels": 32,
+            "num_blocks_per_stage": 1, "dims": 3, "spatial_upsample": not temporal,
+            "temporal_upsample": temporal, "spatial_scale": 2.0, "rational_resampler": False,
+        }  # fmt: skip
+        torch.manual_seed(0)
+        network = Upsampler(UpsamplerConfig.from_metadata(section))
+        tensors = {key: value.bfloat16() for key, value in network.state_dict().items()}
+        save_file(tensors, path, {"config": json.dumps(section)})
+        return path
+
+    return write

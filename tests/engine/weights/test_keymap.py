@@ -4,9 +4,10 @@ import itertools
 import re
 
 import pytest
+from checkpoint_files import P, manifest, table
+
 from aiprod_engine.errors import CheckpointError
 from aiprod_engine.weights.keymap import PARTS, split, take
-from checkpoint_files import P, manifest, table
 
 KEYS = table("checkpoint_key_maps.json")["versions"]
 DIFFUSERS = table("diffusers_key_maps.json")["versions"]
@@ -79,10 +80,11 @@ def test_single_file_shapes_are_those_of_the_manifests(version):
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_diffusers_names(version, folder):
-    rows = [(one_of_each(a), one_of_each(b)) for a, f, b in DIFFUSERS[version]["map"] if f == folder]
+    rows = [
+        (one_of_each(a), one_of_each(b)) for a, f, b in DIFFUSERS[version]["map"] if f == folder
+    ]
     native = split([key for key, _ in rows], "single", P, SINGLE)
     theirs = split([key for _, key in rows], "diffusers", "", FOLDERS[folder])
-
 
     def places(rooms):
         return {key: (room, name) for room, names in rooms.items() for name, key in names.items()}
@@ -131,8 +133,11 @@ def test_split_files_of_others():
     }
     bare = ["encoder.a", "decoder.b", "per_channel_statistics.mean-of-means", "foo.c"]
     found = by_kind(bare, prefix="", components=("video_vae",))
-    assert set(found["video_encoder"].values()) == {"a", "per_channel_statistics.mean-of-means",
-                                                    "foo.c"}  # the last one will be reported
+    assert set(found["video_encoder"].values()) == {
+        "a",
+        "per_channel_statistics.mean-of-means",
+        "foo.c",
+    }  # the last one will be reported
     assert "encoder.a" not in found["video_decoder"]
 
 
@@ -146,9 +151,14 @@ def test_known_but_unused(key):
     assert not any(by_kind([key]).values())
 
 
+def gemma_names():
+    start = "language_model.model."
+    return {n.removeprefix(start) for n in manifest("gemma3-12b-text") if n.startswith(start)}
+
+
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model.", "model.", ""])
 def test_gemma_layouts(prefix):
-    names = {n.removeprefix("language_model.model.") for n in manifest("gemma3-12b-text")}
+    names = gemma_names()
     vision = ["vision_tower.x", "vision_model.y", "model.vision_tower.z", "spiece_model",
               "multi_modal_projector.a", "model.multi_modal_projector.b", "lm_head.weight",
               "language_model.lm_head.weight", "hf_asset__tokenizer_config.json"]  # fmt: skip
@@ -175,13 +185,9 @@ def test_llama_cpp_names():
     found = by_kind(LLAMA_CPP, "llama.cpp", "", ("gemma3_12b",))["text_encoder"]
     assert found == LLAMA_CPP
     layer_names = {name.replace("layers.3.", "layers.0.") for name in LLAMA_CPP.values()}
-    first = {
-        name
-        for key in manifest("gemma3-12b-text")
-        if ".layers." not in key or ".layers.0." in key
-        for name in [key.removeprefix("language_model.model.")]
+    assert layer_names == {
+        name for name in gemma_names() if not name.startswith("layers.") or ".0." in name
     }
-    assert layer_names == first
 
 
 def test_two_keys_for_one_tensor():

@@ -1,0 +1,1 @@
+"""The command `generate`: options -> one run of a pipeline -> a file."""

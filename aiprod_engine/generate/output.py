@@ -1,0 +1,41 @@
+"""Latents of a finished run -> a file that plays."""
+
+from __future__ import annotations
+
+import wave
+from pathlib import Path
+
+from ..media.mp4 import Sound, write_mp4
+from ..media.pixels import to_uint8
+from ..pipelines.decode import decode_track, pixel_chunks
+from ..pipelines.networks import Networks
+from ..types import AVLatent
+from .request import Request
+
+
+def write(request: Request, clip: AVLatent) -> None:
+    """Decode the sound, then stream the picture into the file: memory does not grow with it."""
+    options, networks = request.options, request.networks
+    sound = request.given_sound or _decoded_sound(networks, clip)
+    if clip.video is None:
+        _write_wav(options.output, sound)
+        return
+    facts = {"prompt": options.prompt, "seed": str(options.seed), "pipeline": options.pipeline}
+    with networks.use("video_decoder") as decoder:
+        chunks = map(to_uint8, pixel_chunks(decoder, clip, options.tiling))
+        write_mp4(options.output, chunks, clip.fps, sound, metadata=facts)
+
+
+def _decoded_sound(networks: Networks, clip: AVLatent) -> Sound:
+    with networks.use("audio_decoder") as decoder, networks.use("vocoder") as vocoder:
+        waveform, rate = decode_track(decoder, vocoder, clip)
+    return Sound(waveform[0], rate)
+
+
+def _write_wav(path: Path, sound: Sound) -> None:
+    samples = (sound.waveform.clamp(-1, 1) * 32767).round().short().T.contiguous()  # (S, C)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(samples.shape[1])
+        file.setsampwidth(2)
+        file.setframerate(sound.rate)
+        file.writeframes(samples.numpy().tobytes())

@@ -1,0 +1,252 @@
+"""Device bytes that a phase needs beside its weights, from configuration and sizes alone.
+
+Every law counts the tensors that are alive together in the code of the network, at the point where
+they are most; the tests compare them with counted storages. Allocators and kernels add a share on
+top, which the plan keeps free. Functions take the configuration records of the networks and the
+bytes of an element, 2 for bfloat16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+_STATE_COPIES = 8  # float32 copies of a latent that guidance and a multi-step sampler keep
+
+
+@dataclass(frozen=True)
+class StreamSize:
+    """One stream in a forward: its tokens, rows of context, and whether they attend by strengths.
+
+    `is_uniform`: all tokens of a sample share one timestep and the caller says so.
+    """
+
+    tokens: int
+    context: int = 1024
+    is_masked: bool = False
+    is_uniform: bool = False
+
+
+def transformer(
+    config: Any,
+    video: StreamSize | None,
+    audio: StreamSize | None,
+    itemsize: int,
+    batch: int = 1,
+) -> int:
+    """One forward of `batch` samples (guidance passes in one call count too) and the sampler."""
+    sides = [(config.video, video), (config.audio, audio)]
+    present = [(stream, size) for stream, size in sides if size is not None]
+    crosses = len(present) == 2 and all(size.tokens for _, size in present)
+    held = sum(_held(config, stream, size, crosses) for stream, size in present)
+    extra = max(_feed_forward(stream, size) for stream, size in present)
+    # What both streams gained since the block began: the sum after attention, a normalised copy.
+    gained = sum(size.tokens * stream.dim * (1 + crosses) for stream, size in present)
+    bias = sum(size.tokens**2 for _, size in present if size.is_masked)
+    in_block = (held + gained + extra + bias) * itemsize
+    # Strengths become a bias in float32: clamp and log, then log, choice and result.
+    entering = sum(s.tokens * stream.dim * 12 for stream, s in present) * itemsize + bias * 10
+    states = sum(s.tokens * stream.in_channels * 4 * _STATE_COPIES for stream, s in present)
+    return batch * max(in_block, entering if bias else 0) + states
+
+
+def _held(config: Any, stream: Any, size: StreamSize, crosses: bool) -> int:
+    """Elements that live through all blocks."""
+    per_token = 1 + config.block_rows + 4 * crosses  # embedding and modulation rows
+    rows = 1 if size.is_uniform else size.tokens
+    context = 0 if config.caption_proj_before_connector else size.context * stream.dim
+    rotary = size.tokens * (stream.dim + crosses * config.audio.dim)
+    return rows * per_token * stream.dim + size.tokens * stream.dim + rotary + context
+
+
+def _feed_forward(stream: Any, size: StreamSize) -> int:
+    """Elements of the busiest step of a block: shift, scale, gate, the input, 4 and 4 inside."""
+    rows = 1 if size.is_uniform else size.tokens
+    return stream.dim * (3 * rows + 9 * size.tokens)
+
+
+def text_decoder(config: Any, tokens: int, itemsize: int, prompts: int = 1) -> int:
+    """Prompts of `tokens` through Gemma one after the other, all hidden states of all kept."""
+    states = config.hidden_states * config.width * prompts
+    layer = 3 * config.intermediate + 2.5 * config.width
+    masks = len(set(config.layers)) * tokens**2  # bool
+    return int(tokens * (states + layer) * itemsize) + masks
+
+
+def text_connector(
+    config: Any, tokens: int, rows: int, itemsize: int, prompts: int = 1
+) -> int:
+    """Projection and connectors of `tokens` prompt tokens, filled up to `rows`; states kept."""
+    video = config.video.width
+    both = video + (0 if config.audio is None else config.audio.width)
+    states = config.layers * config.width * tokens * itemsize * prompts
+    columns = config.width * video * itemsize  # of one layer, made contiguous
+    projecting = columns + tokens * (2 * config.width * itemsize + 3 * both * 4)
+    connecting = rows * video * 13 * itemsize + tokens * both * itemsize
+    return states + max(projecting, connecting)
+
+
+def decode_untiled(config: Any, latent: Sequence[int], itemsize: int) -> int:
+    """A whole latent (F, H, W) at once: some 24 elements per output pixel in 2.0, 2.3 and 2.5."""
+    side = config.decoder
+    # At the picture: the last convolution's input and output, and that put in pixel order.
+    picture = (side.last_width + 2 * _patch_channels(config, side)) * _picture(config, latent)
+    return max(_untiled(side, _stages(side, latent, grows=True)), picture) * itemsize
+
+
+def encode_untiled(config: Any, pixels: Sequence[int], itemsize: int) -> int:
+    """A whole clip (F, H, W) at once: some 24 elements per pixel."""
+    side, cells = config.encoder, _patches(config, pixels)
+    picture = (side.first_width + 2 * _patch_channels(config, side)) * prod(cells)
+    return max(_untiled(side, _stages(side, cells, grows=False)), picture) * itemsize
+
+
+def decode_streamed(config: Any, latent: Sequence[int], itemsize: int) -> int:
+    """Frame by frame: some 400 (2.0) or 495 (2.3, 2.5) elements per pixel of *one* frame."""
+    side = config.decoder
+    frame = _picture(config, (1, *latent[1:]))
+    picture = (4 * side.last_width + 2 * _patch_channels(config, side)) * frame
+    first = 2 * config.latent_channels * prod(latent[1:])
+    return (first + _streamed(_stages(side, latent, grows=True), picture)) * itemsize
+
+
+def encode_streamed(config: Any, pixels: Sequence[int], itemsize: int) -> int:
+    """Frame by frame: some 577 (2.0) or 503 (2.3, 2.5) elements per pixel of *one* frame."""
+    side, cells = config.encoder, _patches(config, pixels)
+    channels, frame = _patch_channels(config, side), prod(cells[1:])
+    picture = (side.first_width + 4 * channels) * frame
+    first = 2 * channels * frame
+    return (first + _streamed(_stages(side, cells, grows=False), picture)) * itemsize
+
+
+def decode_tiled(config: Any, latent: Sequence[int], tile: Sequence[int], itemsize: int) -> int:
+    """Overlap tiles of at most `tile` (F, H, W) latents; sums are float32.
+
+    Kept are the sum of one group of frames and a copy of what later groups still change.
+    """
+    side = config.decoder
+    frames = (tile[0] - 1) * side.time_factor + 1
+    scale = (side.space_factor * config.patch_size) ** 2
+    group = side.image_channels * frames * latent[1] * latent[2] * scale
+    return decode_untiled(config, tile, itemsize) + 2 * group * 4
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """`layers` residual blocks, or one resampler, at the size of its input."""
+
+    layers: int
+    channels: int
+    size: tuple[int, int, int]
+    out: int = 0  # elements that a resampler puts out
+    pending: int = 0  # elements of a frame that waits until its sibling has gone down the stream
+
+    def padded(self, border: int) -> int:
+        """Cells with the frames and pixels that a convolution needs around them."""
+        frames, height, width = self.size
+        return (frames + 2) * (height + 2 * border) * (width + 2 * border)
+
+
+def _stages(side: Any, size: Sequence[int], grows: bool) -> Iterator[_Stage]:
+    """The stages of a decoder (which grows) or encoder in order, from an input of (F, H, W)."""
+    frames, height, width = size
+    for block in side.blocks:
+        before = (frames, height, width)
+        if not hasattr(block, "stride"):
+            yield _Stage(block.layers, block.channels, before)
+            continue
+        time, rows, columns = block.stride
+        if grows:
+            frames, height, width = frames * time - time + 1, height * rows, width * columns
+        else:
+            frames, height, width = (frames - 1) // time + 1, height // rows, width // columns
+        pending = block.out_channels * height * width if grows and time == 2 else 0
+        out = block.out_channels * frames * height * width
+        yield _Stage(0, block.in_channels, before, out, pending)
+
+
+def _untiled(side: Any, stages: Iterator[_Stage]) -> int:
+    """Residual block: its input, the padded copy and that squared. Resampler: input, both orders.
+
+    The latter dominates nowhere in released files.
+    """
+    border = 0 if side.padding == "zeros" else 1
+    return max(
+        stage.channels * (prod(stage.size) + 2 * stage.padded(border))
+        if stage.layers
+        else stage.channels * prod(stage.size) + 2 * stage.out
+        for stage in stages
+    )
+
+
+def _streamed(stages: Iterator[_Stage], picture: int) -> int:
+    """Two frames in front of every convolution but the first, and the busiest window.
+
+    That is seven frames of a residual block, or `picture` elements at the pixel end.
+    """
+    kept, busiest, frame = 0, picture, 0
+    for stage in stages:
+        frame = stage.channels * stage.size[1] * stage.size[2]
+        kept += (4 * stage.layers or 2) * frame + stage.pending
+        busiest = max(busiest, 7 * frame)
+    return kept + 2 * frame + busiest
+
+
+def _patches(config: Any, pixels: Sequence[int]) -> tuple[int, int, int]:
+    return pixels[0], pixels[1] // config.patch_size, pixels[2] // config.patch_size
+
+
+def _patch_channels(config: Any, side: Any) -> int:
+    return side.image_channels * config.patch_size**2
+
+
+def _picture(config: Any, latent: Sequence[int]) -> int:
+    """Patches of the picture that a latent (F, H, W) decodes to."""
+    frames, height, width = latent
+    side = config.decoder
+    return ((frames - 1) * side.time_factor + 1) * height * width * side.space_factor**2
+
+
+def upsampler(config: Any, latent: Sequence[int], itemsize: int) -> int:
+    """The whole latent (F, H, W): group norms span the clip, so it cannot be cut."""
+    cells = prod(latent)
+    out, shuffled = 4 * cells, 4 * cells
+    if config.temporal_upsample:
+        out = shuffled = 2 * cells
+    elif config.rational_resampler:
+        factor = {0.75: 3, 1.5: 3, 2.0: 2, 4.0: 4}[config.spatial_scale]
+        shuffled = factor**2 * cells
+        out = int(config.spatial_scale**2 * cells)
+    # residual block: input, activation, convolution, norm; or the shuffle and its source
+    widest = config.mid_channels * max(4 * out, 2 * shuffled + cells)
+    return (widest + config.in_channels * cells) * itemsize
+
+
+def audio_decoder(config: Any, latents: int, itemsize: int) -> int:
+    """Latent frames of sound to a spectrogram; four mel frames each."""
+    cells = 4 * latents * config.mel_bins
+    widest = max(config.width(0), config.width(min(1, len(config.ch_mult) - 1)))
+    return int(3.85 * widest * cells) * itemsize
+
+
+def vocoder(config: Any, mel_frames: int) -> int:
+    """Spectrogram to waveform, in float32 always."""
+    needed = _generator(config.generator) * mel_frames
+    if config.bandwidth is not None:
+        per_frame = prod(config.generator.upsample_rates) / config.bandwidth.hop_length
+        needed = max(needed, _generator(config.bandwidth.generator) * mel_frames * per_frame)
+    return int(needed) * 4
+
+
+def _generator(config: Any) -> int:
+    """Elements per input frame: sum, input and three of a residual block; twice that to avoid
+    aliasing, because its activations run at double rate."""
+    length, widest = 1, 0
+    for stage, rate in enumerate(config.upsample_rates, start=1):
+        length *= rate
+        widest = max(widest, config.upsample_initial_channel // 2**stage * length)
+    return widest * (10 if config.amp else 5)
+
+

@@ -1,0 +1,139 @@
+"""What a run will hold on the device, phase by phase, before anything is read or computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .blocks import resident_set, ring_bytes
+from .residency import SLOTS, granted
+
+MARGIN = 0.1  # of the free bytes: workspaces of kernels, fragmentation
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Device bytes of one network: outside its blocks, and of each block that may stream."""
+
+    outside: int
+    blocks: tuple[int, ...] = ()
+
+    @property
+    def total(self) -> int:
+        return self.outside + sum(self.blocks)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run a phase and the bytes of activations that it takes."""
+
+    name: str
+    activations: int
+
+
+@dataclass(frozen=True)
+class Need:
+    """A phase: the networks that it holds together and its ways, the preferred one first."""
+
+    name: str
+    networks: tuple[Weights, ...]
+    ways: tuple[Way, ...]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A planned phase; `weights` are the device bytes of networks with their rings."""
+
+    name: str
+    way: str
+    weights: int
+    activations: int
+    resident: int
+    streamed: int
+    fits: bool
+
+    @property
+    def peak(self) -> int:
+        return self.weights + self.activations
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Phases in order, none of which holds the weights of another."""
+
+    phases: tuple[Phase, ...]
+    free: int
+
+    @property
+    def peak(self) -> int:
+        return max(phase.peak for phase in self.phases)
+
+    @property
+    def fits(self) -> bool:
+        return all(phase.fits for phase in self.phases)
+
+    def phase(self, name: str) -> Phase:
+        """The phase of that name."""
+        return next(phase for phase in self.phases if phase.name == name)
+
+    def describe(self) -> str:
+        """A table with one line per phase and a verdict."""
+        head = ("phase", "weights", "activations", "peak", "blocks on device", "how")
+        rows = [head, *(_row(phase) for phase in self.phases)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip()
+                 for r in rows]  # fmt: skip
+        return "\n".join([*lines, self.summary()])
+
+    def summary(self) -> str:
+        """One line for the log: needed, free, what gives."""
+        highest = max(self.phases, key=lambda phase: phase.peak)
+        streams = [phase.name for phase in self.phases if phase.streamed]
+        short = [phase.name for phase in self.phases if not phase.fits]
+        text = f"peak {_gib(self.peak)} in {highest.name}, free {_gib(self.free)}"
+        if streams:
+            text += f"; streams: {', '.join(streams)}"
+        if short:
+            text += f"; does not fit: {', '.join(short)}: use a smaller size or fewer frames"
+        return text
+
+
+def plan(needs: Sequence[Need], free_bytes: float, policy: str = "auto") -> Plan:
+    """Choose for each phase the first way that fits `free_bytes`, less a margin for kernels.
+
+    A way fits if a phase can run with all its blocks streamed, or as `policy` has it; what is left
+    then goes to resident blocks. Where no way fits the smallest one is taken, and marked.
+    """
+    usable = free_bytes * (1 - MARGIN)
+    return Plan(tuple(_phase(need, usable, policy) for need in needs), int(free_bytes))
+
+
+def _phase(need: Need, usable: float, policy: str) -> Phase:
+    phases = [_placed(need, way, usable, policy) for way in need.ways]
+    smallest = min(phases, key=lambda phase: phase.peak)
+    return next((phase for phase in phases if phase.fits), smallest)
+
+
+def _placed(need: Need, way: Way, usable: float, policy: str) -> Phase:
+    """The phase with as many resident blocks as there is room for, network after network."""
+    room = usable - way.activations - sum(weights.outside for weights in need.networks)
+    used = resident = streamed = 0
+    for weights in need.networks:
+        kept = resident_set(weights.blocks, granted(policy, room - used), SLOTS)
+        used += sum(weights.blocks[i] for i in kept) + ring_bytes(weights.blocks, kept, SLOTS)
+        resident += len(kept)
+        streamed += len(weights.blocks) - len(kept)
+    total = used + sum(weights.outside for weights in need.networks)
+    fits = used <= room
+    return Phase(need.name, way.name, total, way.activations, resident, streamed, fits)
+
+
+def _row(phase: Phase) -> tuple[str, ...]:
+    blocks = f"{phase.resident} of {phase.resident + phase.streamed}" if phase.streamed else "all"
+    how = phase.way if phase.fits else f"{phase.way} DOES NOT FIT".strip()
+    return (phase.name, *map(_gib, (phase.weights, phase.activations, phase.peak)), blocks, how)
+
+
+def _gib(count: float) -> str:
+    return f"{count / GIB:.2f} GiB" if count > GIB / 10 else f"{count / 2**20:.1f} MiB"

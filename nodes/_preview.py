@@ -1,0 +1,51 @@
+"""Live preview of a sampler: which video VAE it is fitted to, and when there is none."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ..aiprod_engine.pipelines.stage import grid_of
+from ..aiprod_engine.preview import LatentRGB, LivePreview, fit_latent_to_rgb
+from ..aiprod_engine.sampling.loops import StepInfo
+from ..aiprod_engine.types import AVLatent
+from ..aiprod_engine.weights.recipe import Recipe
+from . import _host as host
+from . import _sockets as sockets
+
+# A map of some hundred numbers; it lives as long as a loader's output that names its file.
+_maps: weakref.WeakKeyDictionary[Recipe, LatentRGB] = weakref.WeakKeyDictionary()
+
+
+def no_picture(step: StepInfo) -> None:
+    """The preview that shows nothing."""
+
+
+def live_preview(
+    video_vae: sockets.VideoVAEPayload | None, latent: AVLatent
+) -> Callable[[StepInfo], Tensor | None]:
+    """What makes a picture of a step, or of none where the user or the files do not want it.
+
+    Call it before the transformer is placed: a new VAE is fitted here, which takes its decoder.
+    """
+    side = host.preview_side()
+    if video_vae is None or side is None or latent.modalities == "audio":
+        return no_picture
+    try:
+        host.require_version("video VAE", video_vae.info.version, latent.version)
+        return LivePreview(_latent_rgb(video_vae.decoder), grid_of(latent), side)
+    except host.Cancelled:
+        raise
+    except Exception as error:  # a picture is never worth a run
+        host.logger.warning("no live preview: %s", error)
+        return no_picture
+
+
+def _latent_rgb(decoder: Recipe) -> LatentRGB:
+    rgb = _maps.get(decoder)
+    if rgb is None:
+        with host.on_device(decoder) as (network,):
+            rgb = _maps[decoder] = fit_latent_to_rgb(network, host.check_cancelled)
+    return rgb
