@@ -40,6 +40,7 @@ SCHEDULES = {
     "linear_quadratic": schedules.linear_quadratic,
     "beta": schedules.beta,
 }
+SOUND_ALONE = ("transformer", "text_encoder", "text_connector", "audio_decoder", "vocoder")
 STRENGTHS = ("cfg", "stg", "modality", "rescale")
 FRAMES, EXTENSION = 121, 80  # 5 s, and 3.3 s more, at 24 fps
 
@@ -73,10 +74,17 @@ class Request:
         """Raise for all that options, headers and the given clips can tell."""
         self._check_options()
         self._check_clip()
-        for note in self.networks.check((*self.loras, *self.distilled_lora)):
+        loras = (*self.loras, *self.distilled_lora)
+        for note in self.networks.check(self._kinds(), loras):
             _log.warning("%s", note)
         if self.is_guided and self.networks.info("transformer").distilled:
             _log.warning("guidance degrades a distilled checkpoint; use the pipeline distilled")
+
+    def _kinds(self) -> tuple[str, ...]:
+        """Networks that the run may need."""
+        if self.options.pipeline == "text_to_audio":
+            return SOUND_ALONE
+        return tuple(self.networks.files)
 
     def _check_options(self) -> None:
         options, name = self.options, self.options.pipeline

@@ -75,9 +75,7 @@ def text_decoder(config: Any, tokens: int, itemsize: int, prompts: int = 1) -> i
     return int(tokens * (states + layer) * itemsize) + masks
 
 
-def text_connector(
-    config: Any, tokens: int, rows: int, itemsize: int, prompts: int = 1
-) -> int:
+def text_connector(config: Any, tokens: int, rows: int, itemsize: int, prompts: int = 1) -> int:
     """Projection and connectors of `tokens` prompt tokens, filled up to `rows`; states kept."""
     video = config.video.width
     both = video + (0 if config.audio is None else config.audio.width)
@@ -248,5 +246,3 @@ def _generator(config: Any) -> int:
         length *= rate
         widest = max(widest, config.upsample_initial_channel // 2**stage * length)
     return widest * (10 if config.amp else 5)
-
-

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -53,7 +54,7 @@ class Networks:
         others = {"text_encoder": text_encoder, "upsampler": upsampler}
         return cls(files | {k: f for k, f in others.items() if f is not None}, device, dtype)
 
-    @property
+    @cached_property
     def version(self) -> str | None:
         """Release of the transformer, from its header."""
         found = self.info("transformer").version
@@ -78,17 +79,17 @@ class Networks:
             read_reference(inspect(path).metadata, Path(path).name) for path in used
         )
 
-    def check(self, loras: Sequence[Lora] = ()) -> tuple[str, ...]:
-        """Raise if files or LoRAs do not belong together; returns what could not be checked.
+    def check(self, kinds: Iterable[str], loras: Sequence[Lora] = ()) -> tuple[str, ...]:
+        """Raise if a network of `kinds` is not where it should be, or files do not fit together.
 
-        Reads headers, and of LoRAs nothing else.
+        Reads headers, and of LoRAs what their keys apply to; returns what could not be checked.
         """
-        distinct = {str(files): kind for kind, files in reversed(self.files.items())}
-        notes = check_fit(*(self.info(kind) for kind in distinct.values()))
+        configs = {kind: configuration(kind, self._files(kind)) for kind in kinds}
         with torch.device("meta"):
-            model = Transformer(configuration("transformer", self._files("transformer")))
+            model = Transformer(configs["transformer"])
         load_loras(loras, {name: t.shape for name, t in model.state_dict().items()})
-        return notes
+        lead = {str(self.files[kind]): kind for kind in configs}  # one kind per distinct file
+        return check_fit(*(self.info(kind) for kind in lead.values()))
 
     @contextmanager
     def use(

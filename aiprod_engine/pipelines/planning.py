@@ -74,6 +74,12 @@ def _device_bytes(networks: Networks, kind: str, name: str, tensor: Stored) -> i
     return info.end - info.start if dtype is None else prod(tensor.shape) * dtype.itemsize
 
 
+def rebuilt_bytes(networks: Networks, kind: str, itemsize: int) -> int:
+    """What the largest packed layer takes while it is used: decoded twice in float32, then cast."""
+    packed = [t.shape for t in find(kind, networks.files[kind]).tensors.values() if t.format]
+    return max(map(prod, packed), default=0) * (4 + 4 + itemsize)
+
+
 def _dtype(networks: Networks, kind: str) -> torch.dtype | None:
     return None if kind == "text_encoder" else networks.dtype  # Gemma keeps what is stored
 
@@ -91,6 +97,7 @@ def _needs(networks: Networks, shape: RunShape) -> Iterator[Need]:
     clip, texts = shape.clip, {"itemsize": itemsize, "prompts": shape.prompts}
     if "text_encoder" in networks.files:
         needed = estimate.text_decoder(config("text_encoder"), MAX_LENGTH, **texts)
+        needed += rebuilt_bytes(networks, "text_encoder", itemsize)
         yield Need("encode prompt", weights("text_encoder"), (Way("", needed),))
     needed = estimate.text_connector(config("text_connector"), MAX_LENGTH, MAX_LENGTH, **texts)
     yield Need("connect prompt", weights("text_connector"), (Way("", needed),))
@@ -98,15 +105,19 @@ def _needs(networks: Networks, shape: RunShape) -> Iterator[Need]:
     needed = estimate.encode_streamed(config("video_encoder"), pixels, itemsize)
     yield Need("encode guides", weights("video_encoder"), (Way("frame by frame", needed),))
 
-    transformer, held = config("transformer"), weights("transformer")
+    held, rebuilt = weights("transformer"), rebuilt_bytes(networks, "transformer", itemsize)
+
+    def sampling(size: AVLatent, passes: int) -> tuple[Way, ...]:
+        return _sampling(config("transformer"), size, passes, itemsize, rebuilt)
+
     if "upsampler" in networks.files:
         half = replace(clip, height=clip.height // 2, width=clip.width // 2)
-        yield Need("sample half size", held, _sampling(transformer, half, shape.passes, itemsize))
+        yield Need("sample half size", held, sampling(half, shape.passes))
         needed = estimate.upsampler(config("upsampler"), _latent(half), itemsize)
         yield Need("upsample", weights("upsampler"), (Way("", needed),))
-        yield Need("sample full size", held, _sampling(transformer, clip, 1, itemsize))
+        yield Need("sample full size", held, sampling(clip, 1))
     else:
-        yield Need("sample", held, _sampling(transformer, clip, shape.passes, itemsize))
+        yield Need("sample", held, sampling(clip, shape.passes))
 
     yield Need("decode video", weights("video_decoder"), _decoding(networks, clip, itemsize))
     sound = timing.audio_latents(clip.frames, clip.fps)
@@ -122,14 +133,17 @@ def _latent(clip: AVLatent) -> tuple[int, int, int]:
     return timing.latent_frames(clip.frames), clip.height // side, clip.width // side
 
 
-def _sampling(config: object, clip: AVLatent, passes: int, itemsize: int) -> tuple[Way, ...]:
+def _sampling(
+    config: object, clip: AVLatent, passes: int, itemsize: int, rebuilt: int
+) -> tuple[Way, ...]:
     """All passes in one call, or one after the other."""
     video = StreamSize(prod(_latent(clip))) if config.modalities != "audio" else None
     audio = StreamSize(timing.audio_latents(clip.frames, clip.fps))
     audio = audio if config.modalities != "video" else None
 
     def way(name: str, batch: int) -> Way:
-        return Way(name, estimate.transformer(config, video, audio, itemsize, batch))
+        needed = estimate.transformer(config, video, audio, itemsize, batch)
+        return Way(name, needed + rebuilt)
 
     if passes == 1:
         return (way("", 1),)

@@ -42,7 +42,7 @@ def decoder(request):
 def linear_decoder(decoder, monkeypatch):
     """The same decoder without its only non-linear part."""
     for module in (vae_blocks, vae_decoder):
-        monkeypatch.setattr(module, "activate", lambda x, modulation=None: x)
+        monkeypatch.setattr(module, "activate", lambda x, *_: x)
     return decoder
 
 

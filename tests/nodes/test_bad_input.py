@@ -1,16 +1,13 @@
 """Bad input over HTTP: one sentence with rule, value and remedy, before any weight is read."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from host_client import PromptFailed, PromptRejected
 from safetensors.torch import save_file
-
-sys.path.append(str(Path(__file__).parent.parent / "workflows"))
-from test_run import small
+from shipped import small
+from tiny_checkpoint import FILES
 
 pytestmark = pytest.mark.host
 

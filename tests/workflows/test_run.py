@@ -1,45 +1,17 @@
 """Every shipped workflow runs over HTTP on a real host with tiny weights, for 2.0 and 2.3."""
 
-import json
-
 import av
 import pytest
 from graphs import GRAPHS
 from mp4_check import problems, read_movie
+from shipped import ADDED, FPS, FRAMES, HEIGHT, WIDTH, saved, small
 from tiny_checkpoint import FILES
 from tiny_media import write_media
-
-from workflows import FOLDER
 
 pytestmark = pytest.mark.host
 
 NAMES = [graph.name for graph in GRAPHS]
-WIDTH, HEIGHT, FRAMES, FPS = 128, 64, 17, 24.0
-ADDED = 16
 TWICE = ("text_to_video_distilled", "text_to_video_hq", "image_to_video")
-
-
-def small(name: str, version: str) -> dict:
-    """The shipped API prompt at a size for tests, with the files of one release."""
-    text = (FOLDER / "api" / f"{name}.json").read_text()
-    for kind, file in FILES["2.3"].items():
-        text = text.replace(file, FILES[version][kind])
-    prompt = json.loads(text)
-    changes = {
-        "AIPRODEmptyLatent": {"width": WIDTH, "height": HEIGHT, "frames": FRAMES},
-        "AIPRODSchedule": {"steps": 3},
-        "AIPRODExtend": {"frames": ADDED, "overlap": 2},
-        "AIPRODRetakeRegion": {"start": 0.2, "end": 0.5},
-    }
-    for node in prompt.values():
-        node["inputs"] |= changes.get(node["class_type"], {})
-    return prompt
-
-
-def saved(outcome, base, kind="images"):
-    """Path of the one file that a finished prompt saved."""
-    (result,) = [o[kind][0] for o in outcome.outputs.values() if kind in o]
-    return base / "output" / result["subfolder"] / result["filename"]
 
 
 @pytest.fixture(scope="module", autouse=True)

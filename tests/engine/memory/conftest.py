@@ -1,7 +1,10 @@
 """Tiny networks of every release, filled with random weights, and inputs for them."""
 
+import gzip
+import json
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +16,8 @@ from aiprod_engine.models.text.gemma3 import Gemma3, Gemma3Config
 from aiprod_engine.models.text.gemma4 import Gemma4, Gemma4Config
 from aiprod_engine.models.transformer import Transformer, TransformerConfig
 from aiprod_engine.types import Modality
+
+TESTS = Path(__file__).parents[2]
 
 TRANSFORMERS = {
     "2.0": "transformer/full_v20_uniform",
@@ -123,3 +128,15 @@ def peak_bytes():
         return count.peak
 
     return measure
+
+
+@pytest.fixture
+def manifests():
+    """`manifests(name, ...)`: checkpoint key -> shape of full-size files, tensors only."""
+
+    def read(*names):
+        paths = (TESTS / f"manifests/{name}.json.gz" for name in names)
+        tables = [json.loads(gzip.decompress(path.read_bytes())) for path in paths]
+        return {k: s for table in tables for k, s in table.items() if min(s, default=0) >= 0}
+
+    return read

@@ -3,6 +3,7 @@
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 
 import pytest
 import torch
@@ -45,20 +46,23 @@ class Recorder:
         self.events[event] = value
 
 
+loaded = cache(load)
+
+
 class CountingNetworks(Networks):
-    """Networks that count how often the transformer is evaluated, build by build."""
+    """Networks that stay for all tests and count the transformer's evaluations, use by use."""
 
     @contextmanager
     def use(self, kind, loras=(), modalities=None):
-        with super().use(kind, loras, modalities) as network:
-            if kind == "transformer":
-                self.builds.append(0)
-
-                def count(*_):
-                    self.builds[-1] += 1
-
-                network.register_forward_hook(count)
+        network = loaded(kind, self.files[kind], "cpu", torch.float32, tuple(loras), modalities)
+        if kind != "transformer":
             yield network
+            return
+        calls = []
+        hook = network.register_forward_hook(lambda *_: calls.append(1))
+        yield network
+        hook.remove()
+        self.evaluations.append(len(calls))
 
 
 def file_of(name):
@@ -140,7 +144,7 @@ def recorded():
         networks = CountingNetworks.of(
             file_of(call["checkpoint"]), upsampler=upsampler, dtype=torch.float32
         )
-        object.__setattr__(networks, "builds", [])
+        object.__setattr__(networks, "evaluations", [])
         return Recorded(case, networks, Recorder())
 
     return make

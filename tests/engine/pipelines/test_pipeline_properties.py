@@ -28,6 +28,7 @@ from aiprod_engine.types import AVLatent, Streams
 from aiprod_engine.weights import load
 
 CHECKPOINTS = ROOT / "checkpoints"
+KINDS = ("transformer", "video_encoder", "vocoder", "upsampler")
 FAST = Settings(
     sigmas=torch.tensor([1.0, 0.5, 0.0]),
     refine_sigmas=torch.tensor([0.6, 0.0]),
@@ -117,12 +118,12 @@ def test_a_reference_off_the_grid_of_its_lora_is_refused(networks, contexts, sma
 
 
 def test_files_that_do_not_belong_together_are_named(networks):
-    networks.check([(CHECKPOINTS / "ltx2_23_tiny_lora_lightricks.safetensors", 1.0)])
+    networks.check(KINDS, [(CHECKPOINTS / "ltx2_23_tiny_lora_lightricks.safetensors", 1.0)])
     with pytest.raises(EngineError):
-        networks.check([(CHECKPOINTS / "ltx2_20_tiny_lora_distilled_bf16.safetensors", 1.0)])
+        networks.check(KINDS, [(CHECKPOINTS / "ltx2_20_tiny_lora_distilled_bf16.safetensors", 1.0)])
     rational = ROOT / "pipelines" / "ltx2_20_tiny_upsampler_x2.safetensors"
     with pytest.raises(MismatchError, match="version"):
-        replace(networks, files={**networks.files, "upsampler": rational}).check()
+        replace(networks, files={**networks.files, "upsampler": rational}).check(KINDS)
 
 
 def test_a_network_is_gone_after_its_block(tiny):
@@ -158,7 +159,7 @@ def test_defaults_are_the_authors(contexts):
 
 def test_distilled_is_ancestral_from_25_on(monkeypatch, networks, contexts, small):
     told = {}
-    monkeypatch.setattr(Networks, "version", "2.5")
+    monkeypatch.setattr(Networks, "version", property(lambda self: "2.5"))
     clip = replace(small, height=128, width=128)
     distilled(Run(networks, tell=told.__setitem__), clip, contexts, settings=FAST)
     assert told["stage1.stage"].sampler == "euler_ancestral"

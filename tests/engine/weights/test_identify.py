@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from functools import cache
 
 import pytest
 import torch
@@ -202,9 +203,19 @@ def test_ambiguous_upsampler_is_decided_by_its_config():
     assert identify(header(shapes, {"config": config})).components == ("spatial_x0.75",)
 
 
+@cache
+def two_blocks():
+    """The 2.3 transformer with blocks 0 and 20, without the layer that the tests replace."""
+    blocks = (f"{P}transformer_blocks.0.", f"{P}transformer_blocks.20.")
+    return {
+        key: shape
+        for key, shape in manifest("transformer-2.3-22b").items()
+        if not key.startswith(LAYER) and (key.startswith(blocks) or "transformer_blocks" not in key)
+    }
+
+
 def transformer(extra, metadata=None):
-    shapes = {k: v for k, v in manifest("transformer-2.3-22b").items() if not k.startswith(LAYER)}
-    return header(shapes | extra, metadata)
+    return header(two_blocks() | extra, metadata)
 
 
 QUANTISED = {
@@ -227,11 +238,8 @@ def layer(tensors):
 def test_formats_by_tensors(quant):
     info = identify(transformer(layer(QUANTISED[quant])))
     assert info.quant == quant
-    assert info.parameters == identify(header(manifest("transformer-2.3-22b"))).parameters | {
-        "transformer": info.parameters["transformer"]
-    }
-    # bias, norms and gates of that attention are missing, its weight is whole
-    assert info.parameters["transformer"] > 18.9e9
+    rest = identify(transformer({})).parameters["transformer"]
+    assert info.parameters["transformer"] == rest + 4096 * 4096  # scales are no parameters
 
 
 @pytest.mark.parametrize(
@@ -412,7 +420,7 @@ NAMES = [
 ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.dictionaries(st.sampled_from(NAMES), SIZES, max_size=12), st.booleans())
 def test_any_names_and_shapes_give_an_answer_or_our_error(shapes, with_config):
     config = json.dumps({"transformer": {"num_attention_heads": 0}, "vae": {"encoder_blocks": 3}})
