@@ -97,12 +97,21 @@ class TextContext:
 
 
 @dataclass(frozen=True)
+class NoiseState:
+    """A seed and the state of its generator after all draws so far (uint8)."""
+
+    seed: int
+    state: Tensor
+
+
+@dataclass(frozen=True)
 class AVLatent:
     """Normalised latents of one clip and the one truth about its size and time.
 
     `video` (B, C, F, H, W) and `audio` (B, C, T, bins); None where nothing was generated or given
     yet. `modalities` says which streams the clip has: "av", "video" or "audio". `frames`,
-    `height`, `width` in pixels; `fps` frames per second.
+    `height`, `width` in pixels; `fps` frames per second. `noise` is where the random numbers of the
+    run stand, so that a later stage with the same seed goes on with them.
     """
 
     video: Tensor | None
@@ -113,3 +122,4 @@ class AVLatent:
     fps: float
     version: str | None = None
     modalities: str = "av"
+    noise: NoiseState | None = None

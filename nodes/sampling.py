@@ -15,7 +15,7 @@ from ..aiprod_engine.pipelines.guides import AudioTrackGuide, Encoders, encode_g
 from ..aiprod_engine.pipelines.stage import SAMPLERS, Noise, Stage, Start, grid_of, run_stage
 from ..aiprod_engine.sampling import presets, schedules
 from ..aiprod_engine.sampling.denoise import Contexts
-from ..aiprod_engine.types import AVLatent, Streams
+from ..aiprod_engine.types import AVLatent, NoiseState, Streams
 from . import _host as host
 from . import _sockets as sockets
 from ._preview import live_preview
@@ -251,11 +251,13 @@ def _sampled(
     recipe = model.transformer
     if start.latent.modalities == "audio":  # the picture's part of the weights is never read
         recipe = replace(recipe, modalities="audio")
+    noise = Noise.seeded(seed, start.latent.noise)
     with host.on_device(recipe) as (transformer,):
-        return run_stage(
-            transformer, start, stage, Noise.seeded(seed), tell,
-            on_block=lambda _: host.check_cancelled(),
-        )  # fmt: skip
+        done = run_stage(
+            transformer, start, stage, noise, tell, on_block=lambda _: host.check_cancelled()
+        )
+    # a second stage with the same seed goes on with these numbers, as the authors' pipelines do
+    return replace(done, noise=NoiseState(seed, noise.initial.generator.get_state()))
 
 
 def _encoded(guides: sockets.GuidesPayload, latent: AVLatent, model: sockets.ModelPayload) -> Start:

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..types import AVLatent, TextContext
+from ..types import AVLatent, NoiseState, TextContext
 
 FORMAT = "1"
 CLIP, PROMPT = "aiprod_clip", "aiprod_prompt"
@@ -18,14 +18,21 @@ CLIP, PROMPT = "aiprod_clip", "aiprod_prompt"
 def save_clip(path: Path, clip: AVLatent) -> None:
     """Write the latents of a clip with its size and time; streams that are empty are left out."""
     tensors = {"video": clip.video, "audio": clip.audio}
+    if clip.noise is not None:
+        tensors["noise_state"] = clip.noise.state
     numbers = {key: repr(getattr(clip, key)) for key in ("frames", "height", "width", "fps")}
     words = {"modalities": clip.modalities} | ({"version": clip.version} if clip.version else {})
+    if clip.noise is not None:
+        words["seed"] = str(clip.noise.seed)
     _save(path, CLIP, tensors, numbers | words)
 
 
 def load_clip(path: Path) -> AVLatent:
     """The clip that `save_clip` wrote."""
     tensors, metadata = _load(path, CLIP)
+    noise = None
+    if "seed" in metadata:
+        noise = NoiseState(int(metadata["seed"]), tensors["noise_state"])
     return AVLatent(
         tensors.get("video"),
         tensors.get("audio"),
@@ -35,6 +42,7 @@ def load_clip(path: Path) -> AVLatent:
         fps=float(metadata["fps"]),
         version=metadata.get("version"),
         modalities=metadata["modalities"],
+        noise=noise,
     )
 
 

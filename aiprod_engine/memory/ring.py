@@ -56,7 +56,7 @@ class Ring:
 
     @contextmanager
     def block(self) -> Iterator[None]:
-        """The next block computes on the device inside this context; raises what its copy raised."""
+        """In this context the next block computes on the device; raises what its copy raised."""
         if not self._coming:
             raise EngineError(
                 "a streamed network runs one forward at a time; this one was overtaken by another"

@@ -26,7 +26,7 @@ from .networks import Networks
 logger = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).with_name("system_prompts")
-_CHAT_TOKENS = 2048  # more than a system prompt, a picture and a long idea
+_CHAT_TOKENS = 2048  # what a system prompt, a picture and a long idea take at most
 # Typographic signs that captions never had.
 _PLAIN = str.maketrans(
     {
@@ -36,6 +36,28 @@ _PLAIN = str.maketrans(
         "\u00a0": " ",
     }
 )
+
+
+@dataclass(frozen=True)
+class Idea:
+    """What a prompt is written from: `text` and, if there is a first frame, its rows (N, D).
+
+    `version` is that of the model that will sample: 2.5 was trained on another kind of caption.
+    """
+
+    text: str
+    image: Tensor | None = None
+    version: str | None = None
+
+    def chat(self, tokenizer: Tokenizer) -> Chat:
+        """The request as Gemma 3 reads it; both forms are the reference's."""
+        form, style = "text_to_video", "_caption" if self.version == "2.5" else ""
+        rows, asked = 0, f"user prompt: {self.text}"
+        if self.image is not None:
+            form, rows = "image_to_video", len(self.image)
+            asked = f"User Raw Input Prompt: {self.text}."
+        system = (_FOLDER / f"{form}{style}.txt").read_text(encoding="utf-8").strip()
+        return Chat(*tokenizer.encode_chat(system, asked, rows), self.image)
 
 
 @dataclass(frozen=True)
@@ -67,8 +89,8 @@ def enhance(
         with networks.use("text_vision") as vision:
             rows = look_at(vision, image)
     with networks.use("text_encoder") as encoder:
-        asked = chat(tokenizer, text, rows, networks.version)
-        return write(tokenizer, encoder, asked, writing, on_token) or text
+        idea = Idea(text, rows, networks.version)
+        return write(tokenizer, encoder, idea, writing, on_token)
 
 
 @torch.inference_mode()
@@ -77,30 +99,15 @@ def look_at(vision: Gemma3Vision, image: Tensor) -> Tensor:
     return vision(vision.pixels(prompt_image(image)))[0].cpu()
 
 
-def chat(
-    tokenizer: Tokenizer, text: str, image: Tensor | None = None, version: str | None = None
-) -> Chat:
-    """The request for a better prompt than `text`; `image` (N, D) are the rows of the first frame.
-
-    `version` is that of the model that will sample: 2.5 was trained on another kind of caption.
-    """
-    form = "image_to_video" if image is not None else "text_to_video"
-    style = "_caption" if version == "2.5" else ""
-    system = (_FOLDER / f"{form}{style}.txt").read_text(encoding="utf-8").strip()
-    asked = f"User Raw Input Prompt: {text}." if image is not None else f"user prompt: {text}"
-    rows = 0 if image is None else len(image)
-    return Chat(*tokenizer.encode_chat(system, asked, rows), image)
-
-
 @torch.inference_mode()
 def write(
     tokenizer: Tokenizer,
     encoder: TextDecoder,
-    asked: Chat,
+    idea: Idea,
     writing: Writing = Writing(),
     on_token: Callable[[int], None] | None = None,
 ) -> str:
-    """The answer, cleaned; empty if no word is in it.
+    """The prompt that Gemma writes, cleaned; the idea's own text if no word is in it.
 
     `on_token` is told how many tokens are written, 0 before the first, and may raise to cancel.
     """
@@ -113,7 +120,7 @@ def write(
         on_token(0)
     generator = torch.Generator().manual_seed(writing.seed)
     ids = generate(
-        Continuation(encoder, asked, writing.max_tokens),
+        Continuation(encoder, idea.chat(tokenizer), writing.max_tokens),
         lambda logits: writing.sampling.draw(logits, generator),
         tokenizer.stop_ids,
         writing.max_tokens,
@@ -121,7 +128,7 @@ def write(
     )
     if len(ids) == writing.max_tokens:
         logger.warning("the prompt was cut after %d tokens; raise max_tokens", len(ids))
-    return cleaned(tokenizer.decode(ids))
+    return cleaned(tokenizer.decode(ids)) or idea.text
 
 
 def cleaned(text: str) -> str:

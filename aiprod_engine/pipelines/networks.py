@@ -51,7 +51,8 @@ class Networks:
     ) -> Networks:
         """Networks of a complete checkpoint (one file or its parts) and what does not lie in it."""
         files = dict.fromkeys(CHECKPOINT_KINDS, checkpoint)
-        others = {"text_encoder": text_encoder, "upsampler": upsampler}
+        gemma = dict.fromkeys(("text_encoder", "text_vision"), text_encoder)
+        others = gemma | {"upsampler": upsampler}
         return cls(files | {k: f for k, f in others.items() if f is not None}, device, dtype)
 
     @cached_property

@@ -9,7 +9,7 @@ from functools import partial
 from ..sampling.loops import euler, euler_ancestral, euler_cfg_pp, gradient_estimation, heun
 from ..sampling.noise import CpuNoise, NoiseSource, WhitenedNoise, ancestral_noise
 from ..sampling.res2s import res_2s
-from ..types import Streams
+from ..types import NoiseState, Streams
 
 SAMPLERS: dict[str, Callable[..., Streams]] = {
     "euler": euler,
@@ -40,13 +40,19 @@ class Noise:
     steps: Callable[[str], NoiseSource | None]
 
     @classmethod
-    def seeded(cls, seed: int) -> Noise:
-        """The default: CPU generators, so that results do not depend on the device."""
+    def seeded(cls, seed: int, before: NoiseState | None = None) -> Noise:
+        """The default: CPU generators, so that results do not depend on the device.
+
+        A stage that follows one of the same seed goes on where that one ended.
+        """
+        initial = CpuNoise(seed)
+        if before is not None and before.seed == seed:
+            initial.generator.set_state(before.state)
 
         def steps(sampler: str) -> NoiseSource | None:
             return STEP_NOISE[sampler](seed) if sampler in STEP_NOISE else None
 
-        return cls(CpuNoise(seed), steps)
+        return cls(initial, steps)
 
     @classmethod
     def injected(cls, source: NoiseSource) -> Noise:

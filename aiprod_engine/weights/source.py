@@ -24,7 +24,7 @@ _ACCEPTED = {
 }
 _DIFFUSION_DECODER = (
     "the diffusion decoder of the 2.5 video VAE is not supported; "
-    "use the file ltx-2.5-video-vae-conv, which decodes the same latents"
+    "choose the file ltx-2.5-video-vae-conv-bf16.safetensors"
 )
 
 

@@ -23,7 +23,7 @@ def pack(models):
     args.cpu = True  # before anything asks for a device
     import folder_paths
 
-    for folder in ("checkpoints", "text_encoders", "vae", "latent_upscale_models"):
+    for folder in ("checkpoints", "text_encoders", "vae", "latent_upscale_models", "loras"):
         folder_paths.add_model_folder_path(folder, str(models / folder), is_default=True)
     folder_paths.set_output_directory(str(models.parent / "output"))
     spec = importlib.util.spec_from_file_location(

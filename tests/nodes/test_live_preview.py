@@ -2,18 +2,15 @@
 
 import io
 import struct
-import sys
 import time
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 import torch
 from host_client import HostClient, PromptInterrupted
 from PIL import Image
-
-sys.path.append(str(Path(__file__).parent.parent / "workflows"))
-from test_run import CHECKPOINT, small
+from shipped import small
+from tiny_checkpoint import FILES
 
 pytestmark = pytest.mark.host
 
@@ -26,7 +23,7 @@ def previewing(models, tmp_path_factory):
     from host import make_base, run_host
 
     base = make_base(tmp_path_factory.mktemp("previewing"))
-    for file in models.rglob("*.safetensors"):
+    for file in models.glob("*/*.safetensors"):
         (base / "models" / file.relative_to(models)).symlink_to(file)
     with run_host(base, extra=("--preview-method", "latent2rgb")) as running:
         yield running
@@ -47,7 +44,7 @@ def prompt_with(steps, seed, vae_version=None, version="2.3"):
     if vae_version is not None:
         prompt["vae"] = {
             "class_type": "AIPRODCheckpointLoader",
-            "inputs": {"checkpoint": CHECKPOINT[vae_version]},
+            "inputs": {"checkpoint": FILES[vae_version]["dev"]},
         }
         inputs["video_vae"] = ["vae", 2]
     return prompt
@@ -59,7 +56,7 @@ def binary(messages, kind):
     return [data[4:] for data in found if struct.unpack(">I", data[:4])[0] == kind]
 
 
-@pytest.mark.parametrize("version", CHECKPOINT)
+@pytest.mark.parametrize("version", FILES)
 def test_pictures_arrive_while_sampling(version, previewing):
     client = HostClient(previewing.url)
     outcome = client.run(prompt_with(4, 1, vae_version=version, version=version))
@@ -89,16 +86,10 @@ def test_previews_switched_off_or_no_vae_show_nothing(client, previewing):
 
 def test_a_preview_changes_no_result(client, previewing):
     """The same seed gives the same movie with previews and without."""
-    outcomes = [
-        (c, c.run(prompt_with(3, 4, vae_version="2.3")))
-        for c in (client, HostClient(previewing.url))
-    ]
-    files = [
-        c.fetch(o["images"][0])
-        for c, run in outcomes
-        for o in run.outputs.values()
-        if "images" in o
-    ]
+    files = []
+    for host in (client, HostClient(previewing.url)):
+        outputs = host.run(prompt_with(3, 4, vae_version="2.3")).outputs
+        files += [host.fetch(out["images"][0]) for out in outputs.values() if "images" in out]
     assert len(files) == 2
     assert files[0] == files[1]
 
@@ -162,7 +153,7 @@ def previews_on(rooms, monkeypatch):
 @pytest.fixture
 def parts(node_types):
     """Payloads of the tiny 2.3 checkpoint: model, text parts, video VAE, audio VAE."""
-    return node_types["AIPRODCheckpointLoader"].execute(CHECKPOINT["2.3"]).result
+    return node_types["AIPRODCheckpointLoader"].execute(FILES["2.3"]["dev"]).result
 
 
 @pytest.fixture

@@ -159,7 +159,7 @@ def test_defaults_are_the_authors(contexts):
 
 def test_distilled_is_ancestral_from_25_on(monkeypatch, networks, contexts, small):
     told = {}
-    monkeypatch.setattr(Networks, "version", property(lambda self: "2.5"))
+    monkeypatch.setattr(Networks, "version", property(lambda _: "2.5"))
     clip = replace(small, height=128, width=128)
     distilled(Run(networks, tell=told.__setitem__), clip, contexts, settings=FAST)
     assert told["stage1.stage"].sampler == "euler_ancestral"
