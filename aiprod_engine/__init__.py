@@ -1,15 +1,17 @@
 """AIPROD's engine: joint audio+video diffusion with the LTX-2 family, without any host.
 
-`inspect` identifies a file from its header, `load` builds one network strictly from it.
+`inspect` identifies files from their headers, `load` builds one network strictly from them.
 """
-
-from .types import Modality
 
 __all__ = ["Modality", "inspect", "load"]
 
 
 def __getattr__(name: str):
-    # Lazy, so that importing the pack in the host costs milliseconds.
+    # Lazy: importing the pack in the host, or reading a header, must not wait for torch.
+    if name == "Modality":
+        from .types import Modality
+
+        return Modality
     if name in ("inspect", "load"):
         from . import weights
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
-from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from .errors import CheckpointError, EngineError
 from .generate.command import add_generate
 from .ledger.command import add_files
+
+if TYPE_CHECKING:
+    from .weights import Info
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +46,7 @@ def _inspect(options: argparse.Namespace) -> None:
     for file in options.files:
         infos.append(info := inspect(file))
         sys.stdout.write(f"{file}\n{info.summary()}\n")
-        for line in _configurations(file, info.tensors):
+        for line in _configurations(file, info):
             sys.stdout.write(f"{line}\n")
     for note in check_fit(*infos):
         sys.stdout.write(f"note        {note}\n")
@@ -51,33 +54,32 @@ def _inspect(options: argparse.Namespace) -> None:
         sys.stdout.write("fit         these files belong together\n")
 
 
-def _configurations(file: str, held: Sequence[str]) -> list[str]:
-    """The plain values of each configuration that the file can build, wrapped."""
+def _configurations(files: Sequence[str], info: Info) -> list[str]:
+    """The plain values of each section that describes the networks of the file, wrapped."""
+    from .weights.configure import SECTIONS, component_section
+    from .weights.files import open_headers
     from .weights.keymap import PARTS
-    from .weights.load import configuration
 
-    lines = []
+    (header,) = open_headers(files)
+    sections = {}
     for kind, parts in PARTS.items():
-        if not all(part.component in held for part in parts):
-            continue
-        try:
-            text = _values(configuration(kind, file))
-        except CheckpointError as error:
-            text = str(error)
-        lines += textwrap.wrap(f"config {kind}: {text}", 100, subsequent_indent="    ")
-    return lines
+        if all(part.component in info.tensors for part in parts):
+            try:
+                text = " ".join(_values(component_section(info, header, kind)))
+            except CheckpointError as error:
+                text = str(error)
+            sections.setdefault(SECTIONS[kind], text)
+    lines = (f"config {name}: {text}" for name, text in sections.items())
+    return [part for line in lines for part in textwrap.wrap(line, 100, subsequent_indent="    ")]
 
 
-def _values(config: object) -> str:
-    """`name=value` of every field that is no record itself."""
-    pairs = ((f.name, getattr(config, f.name)) for f in fields(config))
-    plain = (f"{name}={value}" for name, value in pairs if not _is_record(value))
-    return " ".join(text.replace(" ", "") for text in plain)
-
-
-def _is_record(value: object) -> bool:
-    first = value[0] if isinstance(value, tuple) and value else value
-    return is_dataclass(first) or value is None
+def _values(section: Mapping[str, Any]) -> Iterator[str]:
+    """`name=value` of every number, word and switch, nested ones too."""
+    for name, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _values(value)
+        elif isinstance(value, (str, int, float)):
+            yield f"{name}={value}"
 
 
 def _add_plan(commands: argparse._SubParsersAction) -> None:

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 PROBE_CELLS = 2  # rows and columns of a probe: the least that decoders with reflection (2.0) take
 PROBES_AT_ONCE = 32  # some ten MiB of activations in every published decoder
 FRAMES = 4
-LARGEST_SHARE = 0.03  # of the time that sampling takes
+LARGEST_SHARE = 0.03  # of the time that the steps take
 
 
 @dataclass(frozen=True)
@@ -123,12 +123,13 @@ class LivePreview:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._rgb, self._grid, self._side, self._clock = rgb, grid, side, clock
-        self._started, self._spent, self._has_failed = clock(), 0.0, False
+        self._ended, self._cost = clock(), 0.0  # of the last picture
+        self._has_failed = False
 
     def __call__(self, step: StepInfo) -> Tensor | None:
         """The picture of a finished step, where it is time for one."""
         tokens, began = step.denoised.video, self._clock()
-        is_affordable = self._spent <= LARGEST_SHARE * (began - self._started)
+        is_affordable = self._cost <= LARGEST_SHARE * (began - self._ended)
         if tokens is None or step.index % 2 or self._has_failed or not is_affordable:
             return None
         try:
@@ -138,4 +139,5 @@ class LivePreview:
             _log.warning("the live preview failed; sampling goes on without it", exc_info=True)
             return None
         finally:
-            self._spent += self._clock() - began
+            self._ended = self._clock()
+            self._cost = self._ended - began

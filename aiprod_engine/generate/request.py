@@ -84,7 +84,7 @@ class Request:
         """Networks that the run may need."""
         if self.options.pipeline == "text_to_audio":
             return SOUND_ALONE
-        return tuple(self.networks.files)
+        return tuple(kind for kind in self.networks.files if kind != "text_vision")
 
     def _check_options(self) -> None:
         options, name = self.options, self.options.pipeline

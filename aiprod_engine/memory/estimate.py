@@ -46,8 +46,10 @@ def transformer(
     gained = sum(size.tokens * stream.dim * (1 + crosses) for stream, size in present)
     bias = sum(size.tokens**2 for _, size in present if size.is_masked)
     in_block = (held + gained + extra + bias) * itemsize
-    # Strengths become a bias in float32: clamp and log, then log, choice and result.
-    entering = sum(s.tokens * stream.dim * 12 for stream, s in present) * itemsize + bias * 10
+    # Strengths become a bias in float32, before the other stream is looked at: logarithm, choice
+    # and result are alive together, then logarithm, result and its cast.
+    begun = sum(_held(config, stream, size, crosses=False) for stream, size in present)
+    entering = begun * itemsize + bias * (9 if itemsize == 4 else 8 + itemsize)
     states = sum(s.tokens * stream.in_channels * 4 * _STATE_COPIES for stream, s in present)
     return batch * max(in_block, entering if bias else 0) + states
 

@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterator
 import torch
 from torch import Tensor, nn
 
+from ..errors import MismatchError
+
 ALIGNMENT = 16  # bytes: what the vectorised loads of every kernel want
 
 
@@ -49,6 +51,29 @@ class Home:
         ):
             raw = buffer[offset : offset + home.nbytes]
             _assign(owner, leaf, raw.view(home.dtype).view(home.shape))
+
+    def replace(self, owner: nn.Module, leaf: str, tensor: Tensor, copy: Tensor | None) -> bool:
+        """Make `tensor` the home of `leaf` of `owner`, and write it into the packed `copy`.
+
+        False if the tensor does not live here; its shape and dtype must not change.
+        """
+        for index, place in enumerate(self._places):
+            if place[0] is not owner or place[1] != leaf:
+                continue
+            home, offset = self._tensors[index], self._offsets[index]
+            if (tensor.shape, tensor.dtype) != (home.shape, home.dtype):
+                raise MismatchError(
+                    f"{leaf} is {home.dtype} {tuple(home.shape)}, its replacement must be too; "
+                    f"it is {tensor.dtype} {tuple(tensor.shape)}"
+                )
+            self._tensors[index] = tensor.detach()
+            if copy is None:
+                _assign(owner, leaf, self._tensors[index])
+            else:
+                raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+                copy[offset : offset + len(raw)].copy_(raw)
+            return True
+        return False
 
     def move_out(self) -> None:
         """Give the module its home tensors back."""

@@ -121,6 +121,20 @@ class Residency:
         self._outside = self._device = None
         return freed
 
+    @torch.inference_mode()
+    def replace(self, name: str, tensor: Tensor) -> None:
+        """Make `tensor`, on the CPU, the home of parameter or buffer `name` and of its copies.
+
+        What is on the device keeps its address; nothing else is copied again.
+        """
+        path, _, leaf = name.rpartition(".")
+        owner = self.module.get_submodule(path)
+        self._visits.close_ring()  # it may hold the old values of blocks to come
+        held = [(self._home, self._outside)]
+        held += [(h, self._visits.resident.get(i)) for i, h in enumerate(self._visits.homes)]
+        if not any(home.replace(owner, leaf, tensor, copy) for home, copy in held):
+            setattr(owner, leaf, nn.Parameter(tensor, requires_grad=False))  # stays home
+
     def unlock(self) -> int:
         """Give page-locked host memory back until the next forward; return the bytes."""
         freed = self.locked_bytes

@@ -3,8 +3,6 @@
 from .fit import check_fit
 from .identify import identify, inspect
 from .info import Info
-from .load import configuration, load
-from .tokenizer_file import load_tokenizer
 
 __all__ = [
     "Info",
@@ -15,3 +13,16 @@ __all__ = [
     "load",
     "load_tokenizer",
 ]
+
+
+def __getattr__(name: str):
+    # Lazy: what needs torch and the networks must not slow down reading a header.
+    if name in ("configuration", "load"):
+        from . import loading
+
+        return getattr(loading, name)
+    if name == "load_tokenizer":
+        from .tokenizer_file import load_tokenizer
+
+        return load_tokenizer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,7 +19,10 @@ from .quant import QuantizedLinear
 
 # Values looked at per tensor: runs of neighbours, because every run may cost one disk access.
 _RUNS, _RUN = 4, 256
-_TILE_ROWS = 128  # block scales are stored in tiles of 128 rows and 4 columns
+_GGUF_BLOCKS = 4
+# Block scales that are stored in tiles of 128 rows and 4 columns: bytes of weight under each.
+_TILED = {"nvfp4": 8, "mxfp8": 32}
+_TILE_ROWS, _TILE, _TILES = 128, 512, 4
 # Standard deviation times sqrt(inputs) of a matrix. Published LTX-2 weights lie near 2 (0.035 at
 # 4096 inputs), their fp8 codes without the scale near 1700 (26.9): the bound is the geometric
 # middle. The lower one only catches what is zero but for rounding.
@@ -83,7 +86,7 @@ def _probes(model: nn.Module) -> Iterator[Probe]:
         matrix = isinstance(module, nn.Linear | _ConvNd)
         if isinstance(module, QuantizedLinear):
             _check_layout(module, start)
-            yield Probe(f"{start}weight", _some_rows(module), module.in_features)
+            yield Probe(f"{start}weight", _some_decoded(module), module.in_features)
             seen.update(id(tensor) for tensor in module.packed().values())
         for name, tensor in chain(module._parameters.items(), module._buffers.items()):
             if tensor is None or id(tensor) in seen or not tensor.is_floating_point():
@@ -100,7 +103,7 @@ def _some(tensor: Tensor) -> Tensor:
     flat = tensor.detach().reshape(-1)
     if len(flat) > _RUNS * _RUN:
         step = (len(flat) - _RUN) // (_RUNS - 1)
-        flat = torch.cat([flat[i * step : i * step + _RUN] for i in range(_RUNS)])
+        flat = flat.as_strided((_RUNS, _RUN), (step, 1), flat.storage_offset()).reshape(-1)
     return flat.float()
 
 
@@ -121,40 +124,49 @@ def _whole(model: nn.Module, name: str) -> Tensor:
     return getattr(module, leaf).detach().reshape(-1).float()
 
 
-def _some_rows(linear: QuantizedLinear) -> Tensor:
-    """Decoded values from the beginning and the middle of a packed weight."""
-    packed, rows = linear.packed(), linear.out_features
-    starts = {0, rows // 2 // _TILE_ROWS * _TILE_ROWS}
-    layer = linear.layer
-    return torch.cat(
-        [dequantize(layer, _row(layer.name, packed, row)).reshape(-1) for row in sorted(starts)]
-    )
+def _some_decoded(linear: QuantizedLinear) -> Tensor:
+    """Values of a row in the middle of a packed weight."""
+    row = linear.out_features // 2 // _TILE_ROWS * _TILE_ROWS
+    kind = linear.layer.name
+    return dequantize(linear.layer, _row(kind, linear.packed(), row)).reshape(-1)
 
 
 def _row(kind: str, packed: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:
-    """The tensors of one row of a layer, as if the layer had no other row."""
+    """The tensors of one row of a layer (at least its beginning), as if there were no other."""
     if kind.startswith("gguf:"):
-        size = BLOCKS[kind.removeprefix("gguf:")][1]
-        raw = packed["weight"].reshape(-1)
-        first = len(raw) // size * row // max(1, packed["weight"].shape[0]) * size
-        return {"weight": raw[first : first + 4 * size].reshape(1, -1)}
+        return {"weight": _gguf_blocks(kind.removeprefix("gguf:"), packed["weight"], row)}
+    if kind in _TILED:
+        return _tiled_row(kind, packed, row)
     tensors = dict(packed)
-    for role in ("weight", "weight_s_rel"):
+    for role in ("weight", "weight_s_rel", "weight_s_channel"):
         if role in tensors:
             tensors[role] = tensors[role][row : row + 1]
-    for role in ("weight_scale", "weight_s_channel"):
-        if role in tensors and tensors[role].numel() > 1:
-            tensors[role] = _scales_of(kind, tensors[role].reshape(-1), row, len(packed["weight"]))
+    if "weight_scale" in tensors and tensors["weight_scale"].numel() > 1:  # one per row
+        tensors["weight_scale"] = tensors["weight_scale"].reshape(-1)[row : row + 1]
     return tensors
 
 
-def _scales_of(kind: str, scale: Tensor, row: int, rows: int) -> Tensor:
-    """Scales of one row: one each, or the row of tiles that begins with it."""
-    if kind not in ("nvfp4", "mxfp8"):
-        return scale[row : row + 1]
-    tiles = -(-rows // _TILE_ROWS)
-    size = len(scale) // tiles
-    return scale[row // _TILE_ROWS * size :][:size]
+def _gguf_blocks(kind: str, weight: Tensor, row: int) -> Tensor:
+    """Some whole blocks of a row; writers fold rows that are no multiple of a block into one."""
+    size = BLOCKS[kind][1]
+    raw = weight.reshape(-1)
+    first = row * weight.shape[-1] if weight.ndim > 1 else 0
+    return raw[first : first + _GGUF_BLOCKS * size].reshape(1, -1)
+
+
+def _tiled_row(kind: str, packed: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:
+    """The beginning of a row (multiple of 128) whose block scales lie in tiles of 128 rows."""
+    weight = packed["weight"]
+    scale = packed["weight_scale"].view(torch.uint8).reshape(-1)
+    per_row = len(scale) // -(-len(weight) // _TILE_ROWS)
+    tiles = min(_TILES, per_row // _TILE)
+    part = scale[row // _TILE_ROWS * per_row :][: tiles * _TILE]
+    columns = tiles * 4 * _TILED[kind]
+    return {
+        **packed,
+        "weight": weight[row : row + 1, :columns],
+        "weight_scale": part.view(packed["weight_scale"].dtype),
+    }
 
 
 def _check_layout(linear: QuantizedLinear, start: str) -> None:
@@ -162,7 +174,7 @@ def _check_layout(linear: QuantizedLinear, start: str) -> None:
     scale = linear.packed().get("weight_scale")
     if scale is None or scale.ndim != 2 or scale.numel() == 1:
         return
-    tiled = linear.layer.name in ("nvfp4", "mxfp8")
+    tiled = linear.layer.name in _TILED
     rows = -(-linear.out_features // _TILE_ROWS) * _TILE_ROWS if tiled else linear.out_features
     if scale.shape[0] != rows:
         raise CheckpointError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -28,16 +29,22 @@ class Recipe:
     modalities: str | None = None
 
     def load(self) -> nn.Module:
-        """Load the network on the CPU, strictly, as views of the mapped files where possible."""
-        from .load import load
+        """Load the network on the CPU, strictly, as views of the mapped files where possible.
 
-        return load(
+        Raises as well where the values cannot be those of a trained network.
+        """
+        from .loading import load
+        from .probe import check_plausible
+
+        network = load(
             self.kind,
             self.files,
             dtype=self.dtype,
             loras=[(use.path, {"video": use.video, "audio": use.audio}) for use in self.loras],
             modalities=self.modalities,
         )
+        check_plausible(network, ", ".join(Path(file).name for file in self.files))
+        return network
 
     def with_lora(self, use: LoraUse) -> Recipe:
         """The same network with one more adapter."""

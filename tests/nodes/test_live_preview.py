@@ -65,7 +65,7 @@ def test_pictures_arrive_while_sampling(version, previewing):
     assert len(pictures) <= 2  # at most every second step
     image = Image.open(io.BytesIO(pictures[0][4:]))
     assert image.format == "JPEG"
-    assert image.size == (512, 512 * 3 // 4)  # three latent frames of 2 x 4 cells, two by two
+    assert image.size == (512, 256)  # latent frames of 4 x 2 cells, two by two
     assert len(set(image.convert("L").getdata())) > 10
     assert "live preview" not in previewing.log_text()
 
@@ -84,16 +84,6 @@ def test_previews_switched_off_or_no_vae_show_nothing(client, previewing):
     assert not binary(outcome.messages, PICTURE)
 
 
-def test_a_preview_changes_no_result(client, previewing):
-    """The same seed gives the same movie with previews and without."""
-    files = []
-    for host in (client, HostClient(previewing.url)):
-        outputs = host.run(prompt_with(3, 4, vae_version="2.3")).outputs
-        files += [host.fetch(out["images"][0]) for out in outputs.values() if "images" in out]
-    assert len(files) == 2
-    assert files[0] == files[1]
-
-
 def test_time_left_is_written_below_the_node(client):
     prompt = prompt_with(5, 5)
     lines = binary(client.run(prompt).messages, TEXT)
@@ -105,7 +95,7 @@ def test_time_left_is_written_below_the_node(client):
 
 
 def test_cancel_ends_the_run_at_once_and_the_next_one_works(client, running_host):
-    steps = 1000  # minutes
+    steps = 1000  # more than the test would wait for
     prompt = prompt_with(steps, 6)
     prompt[node_of(prompt, "AIPRODEmptyLatent")]["inputs"]["frames"] = 121
     seen = {"value": 0, "interrupted": None}
@@ -121,7 +111,7 @@ def test_cancel_ends_the_run_at_once_and_the_next_one_works(client, running_host
     with pytest.raises(PromptInterrupted):
         client.run(prompt, interrupt_after_the_second_step)
     waited = time.monotonic() - seen["interrupted"]
-    assert waited < 5, "cancel must not wait for the run"
+    assert waited < 10, "cancel must not wait for the run"
     assert seen["value"] < 20
     outcome = client.run(prompt_with(3, 7))
     assert any("images" in output for output in outcome.outputs.values())
@@ -183,6 +173,15 @@ def test_the_map_is_fitted_once_per_file(rooms, parts, previews_on, sample, monk
     assert len(calls) == 1
     sample(guides=rooms["sockets"].GuidesPayload((), parts[2]))  # the guides' VAE will do
     assert len(rooms["preview"]._maps) == 1
+
+
+def test_a_preview_changes_no_result(parts, previews_on, sample):
+    torch.manual_seed(1)  # of the prompts
+    (plain,) = sample().result
+    torch.manual_seed(1)
+    (watched,) = sample(video_vae=parts[2]).result
+    assert torch.equal(plain.video, watched.video)
+    assert torch.equal(plain.audio, watched.audio)
 
 
 def test_pictures_reach_the_progress_bar(rooms, parts, previews_on, sample, monkeypatch):

@@ -22,7 +22,7 @@ def test_every_fact_is_printed(capsys):
     text = capsys.readouterr().out
     for fact in ("checkpoint", "2.3", "video_vae audio_vae vocoder", "fp8_scaled", "154.03 k",
                  "model.diffusion_model.", "config transformer:", "num_layers=3",
-                 "config text_connector:", "sample_rate=48000"):  # fmt: skip
+                 "config vae:", "latent_channels=8", "config vocoder:"):  # fmt: skip
         assert fact in text
 
 
@@ -81,3 +81,13 @@ def test_a_46_gb_file_is_inspected_without_its_data(tmp_path, monkeypatch, capsy
     assert (info.version, info.parameters["transformer"]) == ("2.3", 18_988_838_144)
     assert run(path) == 0
     assert "18.99 B" in capsys.readouterr().out
+
+
+def test_reading_a_header_never_imports_torch():
+    code = (
+        "import sys; from aiprod_engine import cli;"
+        f"cli.main(['inspect', {str(checkpoint('ltx2_23_tiny.safetensors'))!r}]);"
+        "assert not {'torch', 'numpy'} & set(sys.modules), 'inspect must answer within a second'"
+    )
+    root = ROOT.parent.parent
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True)

@@ -9,14 +9,14 @@ from aiprod_engine.weights import source
 from aiprod_engine.weights.components import COMPONENTS
 from aiprod_engine.weights.identify import identify
 from aiprod_engine.weights.keymap import PARTS, split, take
-from aiprod_engine.weights.load import configuration
+from aiprod_engine.weights.loading import configuration
 
 FILES = {
     "audio-vae-2.0": ("audio_encoder", "audio_decoder"),
     "audio-vae-2.3": ("audio_encoder", "audio_decoder"),
     "audio-vae-2.5": ("audio_encoder", "audio_decoder"),
-    "gemma3-12b-text": ("text_encoder",),
-    "gemma3-12b-text-comfy": ("text_encoder",),
+    "gemma3-12b-text": ("text_encoder", "text_vision"),
+    "gemma3-12b-text-comfy": ("text_encoder", "text_vision"),
     "text-2.0": ("text_connector",),
     "text-2.3": ("text_connector",),
     "text-2.5": ("text_connector", "text_encoder"),

@@ -60,7 +60,7 @@ def load(
     dtype = torch.float32 if component.float32 else dtype
     _assign(model, Reader(source, torch.device(device), dtype, adapters), names)
     if quantised := adapters.modules & packed.keys():
-        attach(model, adapters, _compute_dtype(model, dtype), quantised)
+        attach(model, adapters, compute_dtype(model, dtype), quantised)
     return model.eval().requires_grad_(False)
 
 
@@ -153,7 +153,7 @@ def _assign(model: nn.Module, reader: Reader, names: list[str]) -> None:
         raise CheckpointError(_sentence(reader.source, "was left without data for", left))
 
 
-def _compute_dtype(model: nn.Module, dtype: torch.dtype | None) -> torch.dtype:
+def compute_dtype(model: nn.Module, dtype: torch.dtype | None) -> torch.dtype:
     """Dtype in which a model with packed layers computes: asked for, or that of its parameters."""
     floats = (p.dtype for p in model.parameters() if p.is_floating_point())
     return dtype or next(floats, torch.bfloat16)

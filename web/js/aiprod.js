@@ -1,0 +1,130 @@
+// What the nodes of this pack add to the page: a colour and a size for each family, and two read-only
+// lines of text. Everything is an ordinary widget, so that both renderings of the page show it.
+
+import { app } from "../../../scripts/app.js";
+
+const COLORS = {
+  "AIPROD/loaders": "blue",
+  "AIPROD/model": "blue",
+  "AIPROD/text": "green",
+  "AIPROD/guides": "cyan",
+  "AIPROD/guidance": "purple",
+  "AIPROD/latents": "brown",
+  "AIPROD/sampling": "yellow",
+  "AIPROD/upscaling": "yellow",
+  "AIPROD/decode": "red",
+};
+
+const SIZES = {
+  AIPRODEmptyLatent: [320, 0],
+  AIPRODEncodePrompt: [420, 300],
+  AIPRODEnhancePrompt: [420, 480],
+  AIPRODInspectFile: [420, 320],
+};
+
+// The same rules as aiprod_engine/timing.py, which has the last word when the prompt is queued.
+const SIDE_STEP = 32;
+const FRAME_STEP = 8;
+const SOUND_TOKENS_PER_SECOND = 25;
+
+function roundHalfEven(value) {
+  const floor = Math.floor(value);
+  const isHalf = value - floor === 0.5;
+  return isHalf ? floor + (floor % 2) : Math.round(value);
+}
+
+/** The nearest legal values of a size that is off the grid, or nothing. */
+function offGrid({ width, height, frames }) {
+  for (const [name, side] of Object.entries({ width, height })) {
+    if (side % SIDE_STEP) {
+      const low = Math.max(Math.floor(side / SIDE_STEP) * SIDE_STEP, SIDE_STEP);
+      return `${name}: ${low} or ${low + SIDE_STEP}`;
+    }
+  }
+  if ((frames - 1) % FRAME_STEP) {
+    const low = Math.floor((frames - 1) / FRAME_STEP) * FRAME_STEP + 1;
+    return `frames: ${low} or ${low + FRAME_STEP}`;
+  }
+  return null;
+}
+
+/** Length, tokens of the transformer, and whether the size is legal, in a few words. */
+export function describeClip({ width, height, frames, fps, streams }) {
+  const seconds = frames / fps;
+  const length = `${seconds.toFixed(2)} s`;
+  const wrong = offGrid({ width, height, frames });
+  if (wrong) return `${length}, off the grid, ${wrong}`;
+  const latentFrames = (frames - 1) / FRAME_STEP + 1;
+  const picture = latentFrames * (width / SIDE_STEP) * (height / SIDE_STEP);
+  const sound = Math.max(1, roundHalfEven(seconds * SOUND_TOKENS_PER_SECOND));
+  const tokens = (streams === "sound" ? 0 : picture) + (streams === "picture" ? 0 : sound);
+  return `${length}, ${tokens} tokens, on the grid`;
+}
+
+/** Keeps a widget out of saved workflows and out of prompts. */
+function unsaved(widget) {
+  widget.serialize = false;
+  widget.options = { ...widget.options, serialize: false };
+  return widget;
+}
+
+function isLinked(node, name) {
+  return node.inputs?.some((input) => input.widget?.name === name && input.link != null);
+}
+
+/** Runs `after` behind whatever function the object has under that name. */
+function follow(object, name, after) {
+  const before = object[name];
+  object[name] = function (...args) {
+    const result = before?.apply(this, args);
+    after.apply(this, args);
+    return result;
+  };
+}
+
+function addClipLine(node) {
+  const names = ["width", "height", "frames", "fps", "streams"];
+  const read = (name) => node.widgets.find((widget) => widget.name === name)?.value;
+  const line = unsaved(node.addWidget("text", "clip", "", () => refresh(), { read_only: true }));
+  const refresh = () => {
+    const values = Object.fromEntries(names.map((name) => [name, read(name)]));
+    line.value = names.some((name) => isLinked(node, name))
+      ? "set by the linked inputs"
+      : describeClip(values);
+  };
+  for (const widget of node.widgets) {
+    if (names.includes(widget.name)) follow(widget, "callback", refresh);
+  }
+  follow(node, "onConnectionsChange", refresh);
+  follow(node, "onConfigure", refresh);
+  refresh();
+}
+
+/** A box for the text that a node sends when it has run (Inspect File, Enhance Prompt, ...). */
+function addResultBox(node) {
+  const { widget } = app.widgets.STRING(node, "result", ["STRING", { multiline: true }], app);
+  unsaved(widget).options.read_only = true;
+  if (widget.element) widget.element.readOnly = true;
+  follow(node, "onExecuted", (output) => {
+    if (output?.text) widget.value = [output.text].flat().join("\n");
+  });
+}
+
+function dress(node) {
+  const color = window.LGraphCanvas?.node_colors?.[COLORS[node.constructor.category]];
+  if (color) [node.color, node.bgcolor] = [color.color, color.bgcolor];
+  const [width, height] = SIZES[node.comfyClass] ?? [0, 0];
+  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
+}
+
+app.registerExtension({
+  name: "aiprod.main",
+  nodeCreated(node) {
+    if (!node.comfyClass?.startsWith("AIPROD")) return;
+    if (node.comfyClass === "AIPRODEmptyLatent") addClipLine(node);
+    const { nodeData } = node.constructor;
+    // of this pack only the nodes that show a text are output nodes with an output of their own
+    if (nodeData?.output_node && nodeData.output?.includes("STRING")) addResultBox(node);
+    dress(node);
+  },
+});
