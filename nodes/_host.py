@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..aiprod_engine.errors import CheckpointError, EngineError, MismatchError
+from ..aiprod_engine.media.mp4 import Sound
 from ..aiprod_engine.memory.residency import Residency
 from ..aiprod_engine.weights.recipe import Recipe
 from ._progress import TimeLeft
@@ -49,12 +50,15 @@ def find_file(folders: Sequence[str], name: str) -> Path | None:
 
 
 def fingerprint(folders: Sequence[str], name: str | None) -> tuple:
-    """Changes when a listed file is replaced; never reads it."""
+    """Changes when a listed file is replaced; never reads it, and holds no path.
+
+    The host writes it into saved movies, where nobody's folders should appear.
+    """
     path = None if name is None else find_file(folders, name)
     if path is None:
         return (name,)
     stat = path.stat()
-    return (str(path), stat.st_size, stat.st_mtime_ns)
+    return (name, stat.st_size, stat.st_mtime_ns)
 
 
 def check_cancelled() -> None:
@@ -177,6 +181,13 @@ def require_version(what: str, found: str | None, wanted: str | None) -> None:
 def preview_side() -> int | None:
     """Longest side of live previews, None where the user wants none (per prompt on new hosts)."""
     return None if args.preview_method == LatentPreviewMethod.NoPreviews else args.preview_size
+
+
+def sound_of(audio: dict | None, node: str) -> Sound:
+    """The first track of a host AUDIO; raises for files that have none."""
+    if not audio or "waveform" not in audio:
+        raise MismatchError(f"{node} needs a sound track; the file that was loaded has none")
+    return Sound(audio["waveform"][0].float().cpu(), int(audio["sample_rate"]))
 
 
 def progress(total: int, unit: str | None = None) -> Callable[..., None]:

@@ -11,7 +11,6 @@ from comfy_api.latest import io
 from ..aiprod_engine import timing
 from ..aiprod_engine.errors import MismatchError
 from ..aiprod_engine.latents.rules import check_region
-from ..aiprod_engine.media.mp4 import Sound
 from ..aiprod_engine.media.pixels import to_bytes
 from ..aiprod_engine.pipelines import guides as kinds
 from ..aiprod_engine.types import AVLatent
@@ -45,12 +44,6 @@ def _frame():
 
 def _outputs() -> list:
     return [sockets.Guides.Output("guides_out", display_name="guides")]
-
-
-def _sound(audio: dict | None, node: str) -> Sound:
-    if not audio or "waveform" not in audio:
-        raise MismatchError(f"{node} needs a sound track; the file that was loaded has none")
-    return Sound(audio["waveform"][0].float().cpu(), int(audio["sample_rate"]))
 
 
 class ImageGuide(io.ComfyNode):
@@ -169,7 +162,7 @@ class ReferenceAudioGuide(io.ComfyNode):
 
     @classmethod
     def execute(cls, audio, audio_vae, strength, guides=None):
-        guide = kinds.ReferenceAudioGuide(_sound(audio, "Reference Audio Guide"), strength)
+        guide = kinds.ReferenceAudioGuide(host.sound_of(audio, "Reference Audio Guide"), strength)
         return io.NodeOutput(sockets.with_guide(guides, guide, None, audio_vae))
 
 
@@ -193,7 +186,7 @@ class AudioTrackGuide(io.ComfyNode):
 
     @classmethod
     def execute(cls, audio, audio_vae, guides=None):
-        guide = kinds.AudioTrackGuide(_sound(audio, "Audio Track Guide"))
+        guide = kinds.AudioTrackGuide(host.sound_of(audio, "Audio Track Guide"))
         return io.NodeOutput(sockets.with_guide(guides, guide, None, audio_vae))
 
 
@@ -255,7 +248,7 @@ class RetakeRegion(io.ComfyNode):
         frames = timing.snap_frames(len(images))
         height, width = images.shape[1:3]
         timing.check_size(height, width)
-        sound = None if audio is None else _sound(audio, "Retake Region")
+        sound = None if audio is None else host.sound_of(audio, "Retake Region")
         guide = kinds.RetakeGuide(
             to_bytes(images[:frames]), start, end, sound,
             regenerate != "sound", regenerate != "picture",

@@ -7,7 +7,6 @@ from dataclasses import replace
 from comfy_api.latest import io
 
 from ..aiprod_engine import timing
-from ..aiprod_engine.errors import SizeError
 from ..aiprod_engine.pipelines.encode import encode_frames, encode_track
 from . import _host as host
 from . import _sockets as sockets
@@ -71,10 +70,9 @@ class EncodeAudio(io.ComfyNode):
     @classmethod
     def execute(cls, audio, audio_vae, latent) -> io.NodeOutput:
         host.require_version("audio VAE", audio_vae.info.version, latent.version)
-        if audio is None or "waveform" not in audio:
-            raise SizeError("Encode Audio needs a sound track; the file that was loaded has none")
+        sound = host.sound_of(audio, "Encode Audio")
         with host.on_device(audio_vae.encoder) as (encoder,):
-            clip = encode_track(encoder, audio["waveform"], audio["sample_rate"], latent)
+            clip = encode_track(encoder, sound, latent)
         return io.NodeOutput(replace(clip, version=audio_vae.info.version))
 
 

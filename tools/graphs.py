@@ -89,7 +89,8 @@ class Builder:
         return key
 
     def checkpoint(self, file: str) -> str:
-        return self.add("AIPRODCheckpointLoader", "Checkpoint", checkpoint=file)
+        self.loader = self.add("AIPRODCheckpointLoader", "Checkpoint", checkpoint=file)
+        return self.loader
 
     def lora(self, model: Link, file: str, strength: float, title: str = "LoRA") -> Link:
         return self.add("AIPRODLoRA", title, model=model, lora=file, strength=strength), 0
@@ -141,6 +142,8 @@ class Builder:
         self, model: Link, guider: Link, sigmas: Link, latent: Link, title: str = "Sampler",
         sampler: str = "euler", **more: Any,
     ) -> Link:  # fmt: skip
+        if "guides" not in more:  # guides bring their own video VAE for the live preview
+            more["video_vae"] = (self.loader, 2)
         key = self.add(
             "AIPRODSampler", title, model=model, guider=guider, sigmas=sigmas, latent=latent,
             sampler=sampler, seed=10, **more,
@@ -306,7 +309,7 @@ def audio_to_video(g: Builder) -> str:
     )
     latent = g.sample(
         (checkpoint, 0), g.guidance(positive, negative), g.schedule(), g.empty(768, 512),
-        guides=(track, 0),
+        guides=(track, 0), video_vae=(checkpoint, 2),
     )  # fmt: skip
     g.save("audio_to_video", checkpoint, latent, audio=(sound, 0))
     return note(
@@ -364,7 +367,7 @@ def extend(g: Builder) -> str:
     longer = g.add(
         "AIPRODExtend", "Extend", model=(checkpoint, 0), guider=g.plain_guider(positive),
         sigmas=g.distilled(), latent=(clip, 0), frames=80, overlap=3, strength=0.5,
-        sampler="euler", seed=10,
+        sampler="euler", seed=10, video_vae=(checkpoint, 2),
     )  # fmt: skip
     g.save("extend", checkpoint, (longer, 0))
     return note(

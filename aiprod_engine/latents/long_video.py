@@ -1,4 +1,4 @@
-"""Clips longer than one canvas: cutting to length, joining, keeping the colours together."""
+"""Clips longer than one canvas: cutting to length and joining."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 
 from ..errors import SizeError
-
-_FLAT = 1e-12  # a channel without any spread moves to the reference's mean instead of to NaN
 
 
 def conform_length(latent: Tensor, frames: int, dim: int = 2) -> Tensor:
@@ -48,26 +46,3 @@ def splice(old: Tensor, new: Tensor, overlap: int) -> Tensor:
     The first of them is dropped: it encodes one frame in the new clip but eight in the old one.
     """
     return overlap_blend(old, new[:, :, 1:], overlap - 1)
-
-
-def latent_adain(
-    latent: Tensor, reference: Tensor, factor: float = 1.0, per_frame: bool = False
-) -> Tensor:
-    """`latent` (B, C, F, H, W) moved by `factor` towards the mean and spread of `reference`.
-
-    Statistics per sample and channel over (F, H, W) with unbiased deviation; `per_frame` over
-    (H, W), frame i against frame i of the reference.
-    """
-    axes = (3, 4) if per_frame else (2, 3, 4)
-    if per_frame:
-        if reference.shape[2] < latent.shape[2]:
-            raise SizeError(
-                f"AdaIN per frame needs a reference frame for each of {latent.shape[2]} latent "
-                f"frames, got {reference.shape[2]}"
-            )
-        reference = reference[:, :, : latent.shape[2]]
-    x = latent.float()
-    std, mean = torch.std_mean(x, axes, keepdim=True)
-    target_std, target_mean = torch.std_mean(reference.float(), axes, keepdim=True)
-    moved = (x - mean) / std.clamp_min(_FLAT) * target_std + target_mean
-    return ((1 - factor) * x + factor * moved).to(latent.dtype)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..errors import MismatchError, SizeError
 from ..timing import AUDIO_LATENTS_PER_SECOND
 from ..types import TokenState
 from .patchify import patchify_audio, patchify_video
@@ -56,37 +54,3 @@ class ReferenceAudio:
         if self.before_target:
             positions = positions - positions[..., -1:, 1:] - 1 / AUDIO_LATENTS_PER_SECOND
         return append_kept(state, patchify_audio(self.latent), positions, self.strength)
-
-
-def reference_factors(
-    loras: Iterable[Mapping[str, str]], default_downscale: int = 1
-) -> tuple[int, int]:
-    """(downscale, temporal scale) from the metadata of IC-LoRA files, which must agree.
-
-    Files that do not say, or say 1, agree with everything.
-    """
-    loras = list(loras)
-    return (
-        _agreed(loras, "reference_downscale_factor", default_downscale),
-        _agreed(loras, "reference_temporal_scale_factor", 1),
-    )
-
-
-def _agreed(loras: list[Mapping[str, str]], key: str, default: int) -> int:
-    stated = [lora[key] for lora in loras if key in lora]
-    values = sorted({_factor(key, value) for value in stated} - {1})
-    if len(values) > 1:
-        raise MismatchError(f"LoRAs of one run must share {key}, got {values}; load one of them")
-    if values:
-        return values[0]
-    return 1 if stated else default
-
-
-def _factor(key: str, value: str) -> int:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = 0.0
-    if number < 1 or number != int(number):
-        raise SizeError(f"{key} of a LoRA must be a whole number from 1 on, got {value!r}")
-    return int(number)

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..errors import MismatchError
-from ..latents.references import ReferenceAudio
 from ..sampling.denoise import Contexts
 from ..types import AVLatent
 from .guides import ReferenceAudioGuide, ReferenceVideoGuide
 from .run import Run, Settings, checked, condition, halved, refining, sample, unguided, upscale
-from .stage import Start
 
 
 def dub(
@@ -32,11 +30,5 @@ def dub(
     start = condition(run, halved(clip), [video, voice], reference)
     half = sample(run, "stage1", start, unguided(contexts, settings), noise, settings.loras)
 
-    start = spoken(condition(run, upscale(run, half), [video], reference))
+    start = condition(run, upscale(run, half), [video, voice], reference)
     return sample(run, "stage2", start, refining(contexts, settings), noise, settings.loras)
-
-
-def spoken(start: Start) -> Start:
-    """The same start with its sound frozen, and once more as the voice to follow."""
-    voice = ReferenceAudio(start.latent.audio)
-    return replace(start, audio_items=(voice,), frozen=frozenset({"audio"}))

@@ -8,13 +8,11 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from .. import timing
-from ..errors import SizeError
-from ..latents.long_video import conform_length
 from ..media.mp4 import Sound
-from ..models.audio_vae.codec import fit_track
 from ..models.video_vae import VideoEncoder
 from ..types import AVLatent
 from .encoders import encode_sound, encode_video
+from .guides import track_latent
 
 
 def encode_frames(
@@ -37,15 +35,6 @@ def encode_frames(
     return AVLatent(encode_video(encoder, pixels()), None, frames, height, width, fps)
 
 
-def encode_track(encoder: nn.Module, waveform: Tensor, rate: int, clip: AVLatent) -> AVLatent:
-    """The clip with `waveform` (B, C, S) as its sound, cut or filled with silence to its length.
-
-    A zero latent is the mean of the training data, not silence; so silence is added to the
-    waveform, and only the last latent that the encoder may lack is zero.
-    """
-    if not waveform.shape[-1]:
-        raise SizeError("a sound track must hold at least one sample, got none")
-    samples = timing.track_samples(clip.frames, clip.fps, rate)
-    track = fit_track(waveform[0], samples, pad=True)
-    latent = encode_sound(encoder, Sound(track, rate))
-    return replace(clip, audio=conform_length(latent, timing.audio_latents(clip.frames, clip.fps)))
+def encode_track(encoder: nn.Module, sound: Sound, clip: AVLatent) -> AVLatent:
+    """The clip with `sound`, cut or filled with silence to its length."""
+    return replace(clip, audio=track_latent(sound, clip, lambda s: encode_sound(encoder, s)))

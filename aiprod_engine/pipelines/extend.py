@@ -14,7 +14,8 @@ from torch import Tensor
 from .. import timing
 from ..errors import MismatchError, SizeError
 from ..latents.conditioning import GuideLatent
-from ..latents.long_video import latent_adain, splice
+from ..latents.filters import adain
+from ..latents.long_video import splice
 from ..latents.regions import MaskItem
 from ..sampling.denoise import Contexts
 from ..sampling.presets import preset
@@ -95,7 +96,7 @@ def joined(clip: AVLatent, new: AVLatent, extension: Extension) -> AVLatent:
     """Old and new clip as one: the picture blended over the overlap, the sound appended."""
     video = new.video
     if extension.adain:
-        video = latent_adain(video, clip.video, extension.adain)
+        video = adain(video, clip.video, extension.adain)
     audio = clip.audio
     if audio is not None:
         _, kept = carried_audio(clip, extension)

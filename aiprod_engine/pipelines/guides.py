@@ -30,6 +30,7 @@ from ..latents.regions import MaskItem, TemporalRegion, inpaint_mask, mask_downs
 from ..latents.rules import check_reference_size, check_region, check_strength
 from ..media.images import default_crf, fill_resize, frames_to_video, recompress
 from ..media.mp4 import Sound
+from ..models.audio_vae.codec import fit_track
 from ..types import AVLatent
 from ..weights.ic_lora import Reference
 from .stage import Start
@@ -169,7 +170,10 @@ class ReferenceVideoGuide:
 
 @dataclass(frozen=True)
 class ReferenceAudioGuide:
-    """A voice to speak with, of any length; `before_target` puts it at negative times (Dub-It)."""
+    """A voice to speak with, of any length; `before_target` puts it at negative times (Dub-It).
+
+    A later stage, whose clip has its sound already, keeps that sound and follows its voice.
+    """
 
     sound: Sound
     strength: float = 1.0
@@ -177,8 +181,11 @@ class ReferenceAudioGuide:
     order: ClassVar[int] = _REFERENCE
 
     def add(self, start: Start, encode: Encoders, reference: Reference) -> Start:  # noqa: ARG002
-        item = ReferenceAudio(encode.audio(self.sound), self.strength, self.before_target)
-        return replace(start, audio_items=(*start.audio_items, item))
+        made = start.latent.audio
+        voice = encode.audio(self.sound) if made is None else made
+        item = ReferenceAudio(voice, self.strength, self.before_target)
+        frozen = start.frozen if made is None else start.frozen | {"audio"}
+        return replace(start, audio_items=(*start.audio_items, item), frozen=frozen)
 
 
 @dataclass(frozen=True)
@@ -189,7 +196,8 @@ class AudioTrackGuide:
     order: ClassVar[int] = _TARGET
 
     def add(self, start: Start, encode: Encoders, reference: Reference) -> Start:  # noqa: ARG002
-        return _with_audio(start, _track(self.sound, start.latent, encode), is_frozen=True)
+        track = track_latent(self.sound, start.latent, encode.audio)
+        return _with_audio(start, track, is_frozen=True)
 
 
 @dataclass(frozen=True)
@@ -221,7 +229,7 @@ class RetakeGuide:
             start = replace(start, frozen=start.frozen | {"video"})
         if self.sound is None:
             return start
-        track = _track(self.sound, start.latent, encode)
+        track = track_latent(self.sound, start.latent, encode.audio)
         start = _with_audio(start, track, is_frozen=not self.regenerates_audio)
         if self.regenerates_audio:
             start = replace(start, audio_items=(*start.audio_items, region))
@@ -276,8 +284,14 @@ def _with_audio(start: Start, audio: Tensor, is_frozen: bool) -> Start:
     return replace(start, latent=replace(start.latent, audio=audio), frozen=frozen)
 
 
-def _track(sound: Sound, clip: AVLatent, encode: Encoders) -> Tensor:
-    """Audio latent exactly as long as the picture; what is missing is zero."""
-    count = timing.track_samples(clip.frames, clip.fps, sound.rate)
-    latent = encode.audio(Sound(sound.waveform[:, :count], sound.rate))
+def track_latent(sound: Sound, clip: AVLatent, encode: Callable[[Sound], Tensor]) -> Tensor:
+    """Audio latent (1, z, T, bins) exactly as long as the picture of `clip`.
+
+    A zero latent is the mean of the training data, not silence: a sound that is too short is filled
+    with silence first, and only the last latent that the encoder may lack is zero.
+    """
+    if not sound.waveform.shape[-1]:
+        raise SizeError("a sound track must hold at least one sample, got none")
+    samples = timing.track_samples(clip.frames, clip.fps, sound.rate)
+    latent = encode(Sound(fit_track(sound.waveform, samples, pad=True), sound.rate))
     return conform_length(latent, timing.audio_latents(clip.frames, clip.fps))

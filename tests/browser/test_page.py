@@ -85,9 +85,8 @@ def test_a_workflow_runs_from_the_page(opened, client, running_host):
     assert [event for event in seen if event[0] == "execution_error"] == []
     progress = [detail["value"] for kind, detail in seen if kind == "progress"]
     assert progress, "no progress arrived"
-    result = next(
-        d["output"]["images"][0] for k, d in seen if k == "executed" and "images" in d["output"]
-    )
+    outputs = [detail["output"] for kind, detail in seen if kind == "executed"]
+    result = next(output["images"][0] for output in outputs if "images" in output)
     saved = running_host.base / "output" / result["subfolder"] / result["filename"]
     assert saved.stat().st_size > 0
     opened.page.wait_for_selector("video", state="attached", timeout=20_000)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from goldens import golden
 
-from aiprod_engine.errors import MismatchError, SizeError
+from aiprod_engine.errors import SizeError
 from aiprod_engine.latents.conditioning import (
     GeneratedSlots,
     GuideLatent,
@@ -17,7 +17,6 @@ from aiprod_engine.latents.positions import VideoGrid
 from aiprod_engine.latents.references import (
     ReferenceAudio,
     ReferenceLatent,
-    reference_factors,
 )
 from aiprod_engine.latents.regions import MaskItem, TemporalRegion
 from aiprod_engine.latents.state import audio_state, video_state
@@ -216,16 +215,3 @@ def test_image_policies():
 
 def test_clips_move_to_the_grid():
     assert [clip_start(k) for k in (0, 1, 8, 9, 16, 17)] == [0, 1, 1, 9, 9, 17]
-
-
-def test_reference_factors():
-    plain, half = {}, {"reference_downscale_factor": "2"}
-    slow = {"reference_temporal_scale_factor": "4", "reference_downscale_factor": "1"}
-    assert reference_factors([plain]) == (1, 1)
-    assert reference_factors([plain, half, slow]) == (2, 4)
-    assert reference_factors([plain], default_downscale=2) == (2, 1)
-    assert reference_factors([slow], default_downscale=2) == (1, 4)
-    with pytest.raises(MismatchError, match="share"):
-        reference_factors([half, {"reference_downscale_factor": "3"}])
-    with pytest.raises(SizeError, match="whole number"):
-        reference_factors([{"reference_downscale_factor": "1.5"}])

@@ -5,7 +5,6 @@ from goldens import golden
 from aiprod_engine.errors import SizeError
 from aiprod_engine.latents.long_video import (
     conform_length,
-    latent_adain,
     overlap_blend,
     splice,
     temporal_subsample,
@@ -44,21 +43,3 @@ def test_splice_drops_the_first_new_latent():
 def test_overlap_beyond_a_part_raises():
     with pytest.raises(SizeError, match="overlap"):
         overlap_blend(torch.zeros(1, 1, 2), torch.zeros(1, 1, 5), 3)
-
-
-@pytest.mark.parametrize("case", golden("conditioning/latent_adain"))
-def test_latent_adain(case):
-    x, reference, factor = case.inputs["latent"], case.inputs["reference"], case.call["factor"]
-    case.check("per_channel", latent_adain(x, reference, factor))
-    case.check("per_frame", latent_adain(x, reference, factor, per_frame=True))
-    with pytest.raises(SizeError, match="reference frame"):
-        latent_adain(reference, x, factor, per_frame=True)
-
-
-def test_adain_takes_over_the_statistics():
-    x, reference = torch.randn(2, 3, 4, 5, 6), torch.randn(2, 3, 2, 7, 3) * 3 + 1
-    moved = latent_adain(x, reference)
-    torch.testing.assert_close(moved.std((2, 3, 4)), reference.std((2, 3, 4)))
-    torch.testing.assert_close(latent_adain(x, reference, 0.0), x)
-    flat = latent_adain(torch.ones(1, 3, 2, 2, 2), reference[:1])
-    torch.testing.assert_close(flat.mean((2, 3, 4)), reference[:1].mean((2, 3, 4)))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from goldens import golden
 
 from aiprod_engine.errors import MismatchError, UnsupportedConfig
-from aiprod_engine.models.upsampler import Upsampler, UpsamplerConfig, adain, tone_map
+from aiprod_engine.models.upsampler import Upsampler, UpsamplerConfig
 from aiprod_engine.models.upsampler.resamplers import BlurDown, shuffle
 from aiprod_engine.models.video_vae import PerChannelStatistics
 
@@ -124,15 +124,6 @@ def test_order_of_channels_in_shuffles(case):
     for name, factor in (("d2", 2), ("d2x3", 3)):
         case.check(name, F.pixel_shuffle(x4, factor))
         case.check(name, shuffle(x4.unsqueeze(2), (1, factor, factor)).squeeze(2))
-
-
-@pytest.mark.parametrize("case", golden("upsampler/adain_and_tone_map"))
-def test_filters(case):
-    latent, reference = case.inputs["latent"], case.inputs["reference"]
-    for factor in case.call["adain_factors"]:
-        case.check(f"adain_{factor}", adain(latent, reference, factor))
-    for compression in case.call["tone_map"]:
-        case.check(f"tone_map_{compression}", tone_map(latent, compression))
 
 
 def test_both_axes_at_once():
