@@ -157,7 +157,8 @@ def resident(field: str) -> int:
 
 
 def touch(model: torch.nn.Module) -> None:
-    """Copy every tensor into one reused buffer, as placing it on a device does."""
+    """Copy every tensor into one reused buffer by one thread, as `read` does with the file."""
+    torch.set_num_threads(1)
     buffer = torch.empty(READ_BUFFER, dtype=torch.uint8)
     for tensor in (*model.parameters(), *model.buffers()):
         for piece in tensor.detach().reshape(-1).view(torch.uint8).split(READ_BUFFER):

@@ -304,13 +304,13 @@ def write_upsampler(path: Path, version: str, seed: int = 0) -> Path:
 
 
 def write_lora(path: Path, version: str, metadata: dict[str, str], seed: int = 0) -> Path:
-    """Write a rank 2 LoRA in the official spelling on every attention of the transformer."""
+    """Write a rank 2 LoRA in the official spelling on every linear layer of the transformer."""
     generator = torch.Generator().manual_seed(seed)
     state = networks(version)["model.diffusion_model."].state_dict()
     tensors = {}
     for key, meta in state.items():
         module = key.removesuffix(".weight")
-        if key.endswith((".to_q.weight", ".to_v.weight", ".to_out.0.weight")):
+        if key.endswith(".weight") and len(meta.shape) == 2:
             rows, columns = meta.shape
             down = torch.randn(2, columns, generator=generator) / columns**0.5
             up = torch.randn(rows, 2, generator=generator) * 0.1
