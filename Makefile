@@ -17,6 +17,7 @@ demo: $(VENV)/.complete
 test: $(VENV)/.complete
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	-$(RUN) tools/chromium.py
 	$(RUN) -m pytest -q
 
 $(VENV)/.complete: tools/requirements.txt

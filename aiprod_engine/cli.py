@@ -6,6 +6,7 @@ import argparse
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import CheckpointError, EngineError
@@ -106,6 +107,7 @@ def _plan(options: argparse.Namespace) -> None:
     from .memory.plan import GIB
     from .pipelines.networks import Networks
     from .pipelines.planning import RunShape, plan_run
+    from .pipelines.run import halved
     from .types import AVLatent
 
     check_clip(options.frames, options.height, options.width, options.upsampler is not None)
@@ -113,8 +115,9 @@ def _plan(options: argparse.Namespace) -> None:
     networks = Networks.of(
         options.checkpoint, options.text_encoder, options.upsampler, dtype=torch.bfloat16
     )
-    shape = RunShape(clip, options.passes, policy=options.residency)
-    sys.stdout.write(f"{plan_run(networks, shape, options.vram * GIB).describe()}\n")
+    recipes = replace(networks, policy=options.residency).recipes()
+    shape = RunShape(halved(clip) if options.upsampler else clip, options.passes)
+    sys.stdout.write(f"{plan_run(recipes, shape, options.vram * GIB).describe()}\n")
 
 
 # One entry per command: a function that adds its parser and names what runs.

@@ -23,3 +23,7 @@ class SizeError(EngineError, ValueError):
 
 class NonFiniteError(EngineError):
     """A computation produced NaN or infinity; the message names the step and the stream."""
+
+
+class OutOfMemory(EngineError):
+    """A phase does not fit, not even in its smallest form; what was made before it is kept."""

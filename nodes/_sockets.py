@@ -11,7 +11,7 @@ from comfy_api.latest import io
 
 from ..aiprod_engine.pipelines.guides import Guide
 from ..aiprod_engine.sampling.guidance import Guidance
-from ..aiprod_engine.types import TextContext
+from ..aiprod_engine.types import AVLatent, TextContext
 from ..aiprod_engine.weights import Info
 from ..aiprod_engine.weights.ic_lora import Reference
 from ..aiprod_engine.weights.recipe import Recipe
@@ -142,3 +142,18 @@ class GuiderPayload:
 
     def __repr__(self) -> str:
         return f"guider video {self.video}, audio {self.audio}"
+
+
+# socket type -> what travels on it
+PAYLOADS = {
+    "AIPROD_MODEL": ModelPayload,
+    "AIPROD_TEXT_PARTS": TextPartsPayload,
+    "AIPROD_TEXT_ENCODER": TextEncoderPayload,
+    "AIPROD_VIDEO_VAE": VideoVAEPayload,
+    "AIPROD_AUDIO_VAE": AudioVAEPayload,
+    "AIPROD_UPSAMPLER": UpsamplerPayload,
+    "AIPROD_CONDITIONING": TextContext,
+    "AIPROD_GUIDES": GuidesPayload,
+    "AIPROD_GUIDER": GuiderPayload,
+    "AIPROD_LATENT": AVLatent,
+}

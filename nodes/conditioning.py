@@ -16,7 +16,7 @@ from ..aiprod_engine.pipelines import guides as kinds
 from ..aiprod_engine.types import AVLatent
 from . import _host as host
 from . import _sockets as sockets
-from ._schema import make_input, make_schema
+from ._schema import Node, make_input, make_schema
 
 CATEGORY = "AIPROD/guides"
 STREAMS = ("picture and sound", "picture", "sound")
@@ -46,7 +46,7 @@ def _outputs() -> list:
     return [sockets.Guides.Output("guides_out", display_name="guides")]
 
 
-class ImageGuide(io.ComfyNode):
+class ImageGuide(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
@@ -78,7 +78,7 @@ class ImageGuide(io.ComfyNode):
         return io.NodeOutput(sockets.with_guide(guides, guide, video_vae))
 
 
-class KeyframeGuide(io.ComfyNode):
+class KeyframeGuide(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
@@ -107,7 +107,7 @@ class KeyframeGuide(io.ComfyNode):
         return io.NodeOutput(sockets.with_guide(guides, guide, video_vae))
 
 
-class ReferenceVideoGuide(io.ComfyNode):
+class ReferenceVideoGuide(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
@@ -141,7 +141,7 @@ class ReferenceVideoGuide(io.ComfyNode):
         return io.NodeOutput(sockets.with_guide(guides, guide, video_vae))
 
 
-class ReferenceAudioGuide(io.ComfyNode):
+class ReferenceAudioGuide(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
@@ -166,7 +166,7 @@ class ReferenceAudioGuide(io.ComfyNode):
         return io.NodeOutput(sockets.with_guide(guides, guide, None, audio_vae))
 
 
-class AudioTrackGuide(io.ComfyNode):
+class AudioTrackGuide(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
@@ -190,7 +190,7 @@ class AudioTrackGuide(io.ComfyNode):
         return io.NodeOutput(sockets.with_guide(guides, guide, None, audio_vae))
 
 
-class RetakeRegion(io.ComfyNode):
+class RetakeRegion(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         seconds = {"min": 0.0, "max": 600.0, "step": 0.01}
@@ -257,7 +257,7 @@ class RetakeRegion(io.ComfyNode):
         return io.NodeOutput(sockets.with_guide(guides, guide, video_vae, audio_vae), clip)
 
 
-class MaskGuide(io.ComfyNode):
+class MaskGuide(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(

@@ -19,13 +19,13 @@ from ..aiprod_engine.pipelines.decode import (
 from ..aiprod_engine.types import AVLatent
 from . import _host as host
 from . import _sockets as sockets
-from ._schema import make_input, make_schema
+from ._schema import Node, make_input, make_schema
 from ._video import StreamedVideo
 
 CATEGORY = "AIPROD/decode"
 
 
-class DecodeVideo(io.ComfyNode):
+class DecodeVideo(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
@@ -63,7 +63,7 @@ class DecodeVideo(io.ComfyNode):
         return io.NodeOutput(images, float(latent.fps))
 
 
-class DecodeAudio(io.ComfyNode):
+class DecodeAudio(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
@@ -84,7 +84,7 @@ class DecodeAudio(io.ComfyNode):
         return io.NodeOutput({"waveform": waveform, "sample_rate": rate})
 
 
-class DecodeToVideo(io.ComfyNode):
+class DecodeToVideo(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(

@@ -10,12 +10,12 @@ from ..aiprod_engine import timing
 from ..aiprod_engine.pipelines.encode import encode_frames, encode_track
 from . import _host as host
 from . import _sockets as sockets
-from ._schema import make_input, make_schema
+from ._schema import Node, make_input, make_schema
 
 CATEGORY = "AIPROD/latents"
 
 
-class EncodeVideo(io.ComfyNode):
+class EncodeVideo(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
@@ -49,7 +49,7 @@ class EncodeVideo(io.ComfyNode):
         return io.NodeOutput(replace(clip, version=video_vae.info.version))
 
 
-class EncodeAudio(io.ComfyNode):
+class EncodeAudio(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..aiprod_engine.media.tensor_files import load_clip, load_context, save_clip, save_context
 from . import _host as host
 from . import _sockets as sockets
-from ._schema import make_input, make_schema
+from ._schema import Node, make_input, make_schema
 
 CLIPS, PROMPTS = "latents", "prompts"  # folders below the host's output folder
 
@@ -34,7 +34,7 @@ def _verdict(file: str | None) -> bool | str:
     return True if file is None else host.sentence(host.find_saved, file)
 
 
-class SaveLatent(io.ComfyNode):
+class SaveLatent(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
@@ -54,7 +54,7 @@ class SaveLatent(io.ComfyNode):
         return io.NodeOutput(ui=ui)
 
 
-class LoadLatent(io.ComfyNode):
+class LoadLatent(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
@@ -79,7 +79,7 @@ class LoadLatent(io.ComfyNode):
         return io.NodeOutput(load_clip(host.find_saved(file)))
 
 
-class SaveConditioning(io.ComfyNode):
+class SaveConditioning(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
@@ -99,7 +99,7 @@ class SaveConditioning(io.ComfyNode):
         return io.NodeOutput(ui=ui)
 
 
-class LoadConditioning(io.ComfyNode):
+class LoadConditioning(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(

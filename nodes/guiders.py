@@ -8,13 +8,13 @@ from ..aiprod_engine.errors import UnsupportedConfig
 from ..aiprod_engine.sampling.guidance import Guidance
 from . import _host as host
 from . import _sockets as sockets
-from ._schema import make_input, make_schema
+from ._schema import Node, make_input, make_schema
 
 CATEGORY = "AIPROD/guidance"
 AUTO = "auto"
 
 
-class Guider(io.ComfyNode):
+class Guider(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
@@ -38,7 +38,7 @@ def _strength(name: str, default: float, tooltip: str):
     )
 
 
-class CFGGuider(io.ComfyNode):
+class CFGGuider(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         stg = "Guidance away from a pass without self-attention in a few blocks; 0 = off."

@@ -8,12 +8,12 @@ from ..aiprod_engine import timing
 from ..aiprod_engine.errors import MismatchError
 from ..aiprod_engine.types import AVLatent
 from . import _sockets as sockets
-from ._schema import make_input, make_schema
+from ._schema import Node, make_input, make_schema
 
 CATEGORY = "AIPROD/interop"
 
 
-class SplitLatent(io.ComfyNode):
+class SplitLatent(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
@@ -42,7 +42,7 @@ class SplitLatent(io.ComfyNode):
         return io.NodeOutput(video, audio, float(latent.fps))
 
 
-class JoinLatent(io.ComfyNode):
+class JoinLatent(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(

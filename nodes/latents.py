@@ -9,14 +9,14 @@ from ..aiprod_engine.errors import SizeError
 from ..aiprod_engine.types import AVLatent
 from . import _host as host
 from . import _sockets as sockets
-from ._schema import make_input, make_schema
+from ._schema import Node, make_input, make_schema
 
 LARGEST_SIDE = 8192
 MOST_FRAMES = 8 * 1024 + 1
 STREAMS = {"picture and sound": "av", "picture": "video", "sound": "audio"}
 
 
-class EmptyLatent(io.ComfyNode):
+class EmptyLatent(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         side = {"min": timing.SPACE_FACTOR, "max": LARGEST_SIDE, "step": timing.SPACE_FACTOR}

@@ -11,7 +11,7 @@ from ..aiprod_engine.weights import Info, check_fit, inspect
 from ..aiprod_engine.weights.recipe import Recipe
 from . import _host as host
 from . import _sockets as sockets
-from ._schema import make_input, make_schema
+from ._schema import Node, make_input, make_schema
 
 CATEGORY = "AIPROD/loaders"
 NONE = "none"
@@ -125,7 +125,7 @@ def _audio_vae(path: Path, info: Info) -> sockets.AudioVAEPayload:
     return sockets.AudioVAEPayload(*recipes, info)
 
 
-class CheckpointLoader(io.ComfyNode):
+class CheckpointLoader(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
@@ -160,7 +160,7 @@ class CheckpointLoader(io.ComfyNode):
         )
 
 
-class TransformerLoader(io.ComfyNode):
+class TransformerLoader(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
@@ -195,7 +195,7 @@ class TransformerLoader(io.ComfyNode):
         return io.NodeOutput(_model(*found), _text_parts(*found))
 
 
-class TextEncoderLoader(io.ComfyNode):
+class TextEncoderLoader(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         connectors = make_input(
@@ -263,7 +263,7 @@ def _extended(parts: sockets.TextPartsPayload, name: str) -> sockets.TextPartsPa
     )
 
 
-class VideoVAELoader(io.ComfyNode):
+class VideoVAELoader(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
@@ -288,7 +288,7 @@ class VideoVAELoader(io.ComfyNode):
         return io.NodeOutput(_video_vae(*identify("video_vae", vae_file)))
 
 
-class AudioVAELoader(io.ComfyNode):
+class AudioVAELoader(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
@@ -313,7 +313,7 @@ class AudioVAELoader(io.ComfyNode):
         return io.NodeOutput(_audio_vae(*identify("audio_vae", vae_file)))
 
 
-class UpsamplerLoader(io.ComfyNode):
+class UpsamplerLoader(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
@@ -340,7 +340,7 @@ class UpsamplerLoader(io.ComfyNode):
         return io.NodeOutput(sockets.UpsamplerPayload(_recipe("upsampler", path), info))
 
 
-class InspectFile(io.ComfyNode):
+class InspectFile(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         files = host.list_files(*EVERY_FOLDER)

@@ -13,7 +13,7 @@ from ..aiprod_engine.weights.recipe import LoraUse
 from ..aiprod_engine.weights.source import find
 from . import _host as host
 from . import _sockets as sockets
-from ._schema import make_input, make_schema
+from ._schema import Node, make_input, make_schema
 
 FOLDER = ("loras",)
 
@@ -25,7 +25,7 @@ def _strength(name: str, tooltip: str, optional: bool = False):
     )  # fmt: skip
 
 
-class LoRA(io.ComfyNode):
+class LoRA(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(

@@ -19,7 +19,7 @@ from ..aiprod_engine.types import AVLatent, NoiseState, Streams
 from . import _host as host
 from . import _sockets as sockets
 from ._preview import live_preview
-from ._schema import make_input, make_schema
+from ._schema import Node, make_input, make_schema
 
 CATEGORY = "AIPROD/sampling"
 SCHEDULES = {
@@ -35,7 +35,7 @@ PREVIEW_TOOLTIP = (
 )
 
 
-class Schedule(io.ComfyNode):
+class Schedule(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
@@ -74,7 +74,7 @@ class Schedule(io.ComfyNode):
         return io.NodeOutput(schedules.ltx2(steps, grid.frames * grid.height * grid.width))
 
 
-class DistilledSchedule(io.ComfyNode):
+class DistilledSchedule(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
@@ -101,7 +101,7 @@ class DistilledSchedule(io.ComfyNode):
         return io.NodeOutput(schedules.table(STAGES[stage]))
 
 
-class Sampler(io.ComfyNode):
+class Sampler(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
@@ -154,7 +154,7 @@ class Sampler(io.ComfyNode):
         return io.NodeOutput(_sampled(model, start, stage, seed, video_vae))
 
 
-class Extend(io.ComfyNode):
+class Extend(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(

@@ -13,12 +13,12 @@ from ..aiprod_engine.weights import configuration, load_tokenizer
 from ..aiprod_engine.weights.recipe import Recipe
 from . import _host as host
 from . import _sockets as sockets
-from ._schema import make_input, make_schema
+from ._schema import Node, make_input, make_schema
 
 LARGEST_SEED = 2**53 - 1  # the browser rounds above
 
 
-class EncodePrompt(io.ComfyNode):
+class EncodePrompt(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
@@ -69,7 +69,7 @@ class EncodePrompt(io.ComfyNode):
         return io.NodeOutput(*encoded)
 
 
-class EnhancePrompt(io.ComfyNode):
+class EnhancePrompt(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(

@@ -7,10 +7,10 @@ from comfy_api.latest import io
 from ..aiprod_engine.pipelines.upsample import upsample
 from . import _host as host
 from . import _sockets as sockets
-from ._schema import make_schema
+from ._schema import Node, make_schema
 
 
-class UpsampleLatent(io.ComfyNode):
+class UpsampleLatent(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(

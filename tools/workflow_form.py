@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-COLUMN, ROW = 400, 60  # canvas pixels between columns and between nodes of a column
+GAP, ROW = 60, 60  # canvas pixels between columns and between nodes of a column
 NODE_WIDTH = 340
+PREVIEW = 280  # height of the picture or player that the page adds to nodes with an upload button
 NOTE_TYPES = ("MarkdownNote", "Note")
 
 
@@ -92,7 +93,7 @@ def to_ui(graph: Graph, object_info: dict) -> dict:
 
 def _ui_node(key: str, node: dict, info: dict, links: list) -> dict:
     sockets, values = [], []
-    given = node["inputs"]
+    given, preview = node["inputs"], 0
     definitions = input_definitions(info)
     if unknown := set(given) - set(definitions):
         raise WorkflowError(f"{node['class_type']} has no input {sorted(unknown)}")
@@ -102,6 +103,7 @@ def _ui_node(key: str, node: dict, info: dict, links: list) -> dict:
         if widget:
             values.append(options.get("default") if value is None or is_link(value) else value)
             values += trailing_values(node["class_type"], name, kind, options)
+            preview = PREVIEW if "image" in values[-1:] else preview
         if not widget or is_link(value):
             socket: dict[str, Any] = {"name": name, "type": kind, "link": None}
             if optional and not widget:
@@ -123,7 +125,7 @@ def _ui_node(key: str, node: dict, info: dict, links: list) -> dict:
         "id": int(key),
         "type": node["class_type"],
         "pos": [0, 0],
-        "size": [NODE_WIDTH, 60 + 26 * (len(sockets) + len(values)) + 10 * len(outputs)],
+        "size": [NODE_WIDTH, preview + height(max(len(sockets), len(outputs)), len(values))],
         "flags": {},
         "order": 0,
         "mode": 0,
@@ -133,6 +135,11 @@ def _ui_node(key: str, node: dict, info: dict, links: list) -> dict:
         "properties": properties,
         "widgets_values": values,
     }
+
+
+def height(slots: int, widgets: int) -> int:
+    """Canvas pixels of a node in the taller of the page's two renderings."""
+    return 70 + 24 * slots + 32 * widgets
 
 
 def _lay_out(graph: Graph, nodes: dict[str, dict]) -> None:
@@ -145,14 +152,15 @@ def _lay_out(graph: Graph, nodes: dict[str, dict]) -> None:
             depth[key] = 1 + max((column(v[0]) for v in inputs if is_link(v)), default=-1)
         return depth[key]
 
+    widest: dict[int, int] = {}
+    for key, node in nodes.items():
+        node["size"] = list(graph.sizes.get(key, node["size"]))
+        widest[column(key)] = max(widest.get(column(key), 0), node["size"][0])
     below: dict[int, int] = {}
     for order, key in enumerate(sorted(nodes, key=lambda k: (column(k), int(k)))):
-        node = nodes[key]
-        if key in graph.sizes:
-            node["size"] = list(graph.sizes[key])
+        node, top = nodes[key], below.get(column(key), 0)
         node["order"] = order
-        top = below.get(column(key), 0)
-        node["pos"] = [column(key) * COLUMN, top]
+        node["pos"] = [sum(widest[c] + GAP for c in range(column(key))), top]
         below[column(key)] = top + node["size"][1] + ROW
 
 

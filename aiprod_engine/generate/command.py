@@ -91,6 +91,10 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--device", help="default: cuda if there is one")
     group.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: by device")
     group.add_argument("--tiling", choices=("auto", "tiled", "off"), default="auto")
+    group.add_argument("--residency", choices=("auto", "resident", "stream"), default="auto",
+                       help="of transformer and text encoder: stay on the device, or stream")
+    group.add_argument("--vram", type=float, metavar="GIB",
+                       help="device memory to use; default: what is free")  # fmt: skip
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -105,7 +109,14 @@ def generate(options: argparse.Namespace) -> None:
     clip = request.sample(_progress)
     if options.save_latent:  # before decoding: what was sampled is never lost
         save_clip(options.save_latent, clip)
-    write(request, clip)
+    try:
+        write(request, clip)
+    except Exception:
+        if not options.save_latent:
+            kept = options.output.with_suffix(".latent.safetensors")
+            save_clip(kept, clip)
+            _log.error("what was sampled is in %s", kept)
+        raise
     _log.info("wrote %s", options.output)
 
 

@@ -9,6 +9,7 @@ from ..media.mp4 import Sound, write_mp4
 from ..media.pixels import to_uint8
 from ..pipelines.decode import decode_track, pixel_chunks
 from ..pipelines.networks import Networks
+from ..pipelines.planning import decoding_need, sound_need
 from ..types import AVLatent
 from .request import Request
 
@@ -21,14 +22,16 @@ def write(request: Request, clip: AVLatent) -> None:
         _write_wav(options.output, sound)
         return
     facts = {"prompt": options.prompt, "seed": str(options.seed), "pipeline": options.pipeline}
-    with networks.use("video_decoder") as decoder:
-        chunks = map(to_uint8, pixel_chunks(decoder, clip, options.tiling))
-        write_mp4(options.output, chunks, clip.fps, sound, metadata=facts)
+    recipe = networks.recipe("video_decoder")
+    with networks.place(decoding_need(recipe, clip, options.tiling), recipe) as placed:
+        pixels = pixel_chunks(placed.networks[0], clip, options.tiling, placed)
+        write_mp4(options.output, map(to_uint8, pixels), clip.fps, sound, metadata=facts)
 
 
 def _decoded_sound(networks: Networks, clip: AVLatent) -> Sound:
-    with networks.use("audio_decoder") as decoder, networks.use("vocoder") as vocoder:
-        waveform, rate = decode_track(decoder, vocoder, clip)
+    recipes = networks.recipe("audio_decoder"), networks.recipe("vocoder")
+    with networks.place(sound_need(*recipes, clip), *recipes) as placed:
+        waveform, rate = placed.run(lambda decoder, vocoder: decode_track(decoder, vocoder, clip))
     return Sound(waveform[0], rate)
 
 

@@ -19,6 +19,7 @@ from ..media.clips import probe, read_frames, read_sound
 from ..media.images import decode_image
 from ..media.mp4 import Sound
 from ..media.tensor_files import load_clip
+from ..memory.plan import GIB
 from ..pipelines.extend import Extension, check_extension
 from ..pipelines.guides import ImageGuide, ReferenceVideoGuide, RetakeGuide
 from ..pipelines.networks import Lora, Networks
@@ -58,7 +59,11 @@ class Request:
         device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = options.dtype or ("float32" if device == "cpu" else "bfloat16")
         files = (options.checkpoint, options.text_encoder, options.upsampler)
-        return cls(options, Networks.of(*files, device, getattr(torch, dtype)))
+        networks = Networks.of(*files, device, getattr(torch, dtype))
+        if options.vram is not None and options.vram <= 0:
+            raise MismatchError(f"--vram must be above 0 GiB, got {options.vram}")
+        budget = None if options.vram is None else options.vram * GIB
+        return cls(options, replace(networks, policy=options.residency, budget=budget))
 
     @property
     def pipeline(self) -> Pipeline:

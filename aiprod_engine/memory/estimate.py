@@ -121,18 +121,6 @@ def encode_streamed(config: Any, pixels: Sequence[int], itemsize: int) -> int:
     return (first + _streamed(_stages(side, cells, grows=False), picture)) * itemsize
 
 
-def decode_tiled(config: Any, latent: Sequence[int], tile: Sequence[int], itemsize: int) -> int:
-    """Overlap tiles of at most `tile` (F, H, W) latents; sums are float32.
-
-    Kept are the sum of one group of frames and a copy of what later groups still change.
-    """
-    side = config.decoder
-    frames = (tile[0] - 1) * side.time_factor + 1
-    scale = (side.space_factor * config.patch_size) ** 2
-    group = side.image_channels * frames * latent[1] * latent[2] * scale
-    return decode_untiled(config, tile, itemsize) + 2 * group * 4
-
-
 @dataclass(frozen=True)
 class _Stage:
     """`layers` residual blocks, or one resampler, at the size of its input."""

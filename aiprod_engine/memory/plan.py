@@ -18,6 +18,7 @@ class Weights:
 
     outside: int
     blocks: tuple[int, ...] = ()
+    policy: str = "auto"
 
     @property
     def total(self) -> int:
@@ -34,11 +35,22 @@ class Way:
 
 @dataclass(frozen=True)
 class Need:
-    """A phase: the networks that it holds together and its ways, the preferred one first."""
+    """A phase: the networks that it holds together and its ways, the preferred one first.
+
+    `remedy` is what a user can do where no way fits. A phase that `may_leave` is short enough to
+    run on the CPU then.
+    """
 
     name: str
     networks: tuple[Weights, ...]
     ways: tuple[Way, ...]
+    remedy: str = "lower width, height or frames"
+    may_leave: bool = False
+
+    def way(self, room: float) -> Way:
+        """The first way whose activations fit `room` bytes, else the smallest."""
+        fitting = (way for way in self.ways if way.activations <= room)
+        return next(fitting, min(self.ways, key=lambda way: way.activations))
 
 
 @dataclass(frozen=True)
@@ -91,36 +103,37 @@ class Plan:
         highest = max(self.phases, key=lambda phase: phase.peak)
         streams = [phase.name for phase in self.phases if phase.streamed]
         short = [phase.name for phase in self.phases if not phase.fits]
-        text = f"peak {_gib(self.peak)} in {highest.name}, free {_gib(self.free)}"
+        text = f"peak {amount(self.peak)} in {highest.name}, free {amount(self.free)}"
         if streams:
             text += f"; streams: {', '.join(streams)}"
         if short:
-            text += f"; does not fit: {', '.join(short)}: use a smaller size or fewer frames"
+            text += f"; does not fit: {', '.join(short)}: lower width, height or frames"
         return text
 
 
-def plan(needs: Sequence[Need], free_bytes: float, policy: str = "auto") -> Plan:
+def plan(needs: Sequence[Need], free_bytes: float) -> Plan:
     """Choose for each phase the first way that fits `free_bytes`, less a margin for kernels.
 
-    A way fits if a phase can run with all its blocks streamed, or as `policy` has it; what is left
-    then goes to resident blocks. Where no way fits the smallest one is taken, and marked.
+    A way fits if a phase can run with all its blocks streamed, or as the policies of its networks
+    have it; what is left then goes to resident blocks. Where no way fits the smallest one is
+    taken, and marked.
     """
     usable = free_bytes * (1 - MARGIN)
-    return Plan(tuple(_phase(need, usable, policy) for need in needs), int(free_bytes))
+    return Plan(tuple(_phase(need, usable) for need in needs), int(free_bytes))
 
 
-def _phase(need: Need, usable: float, policy: str) -> Phase:
-    phases = [_placed(need, way, usable, policy) for way in need.ways]
+def _phase(need: Need, usable: float) -> Phase:
+    phases = [_placed(need, way, usable) for way in need.ways]
     smallest = min(phases, key=lambda phase: phase.peak)
     return next((phase for phase in phases if phase.fits), smallest)
 
 
-def _placed(need: Need, way: Way, usable: float, policy: str) -> Phase:
+def _placed(need: Need, way: Way, usable: float) -> Phase:
     """The phase with as many resident blocks as there is room for, network after network."""
     room = usable - way.activations - sum(weights.outside for weights in need.networks)
     used = resident = streamed = 0
     for weights in need.networks:
-        kept = resident_set(weights.blocks, granted(policy, room - used), SLOTS)
+        kept = resident_set(weights.blocks, granted(weights.policy, room - used), SLOTS)
         used += sum(weights.blocks[i] for i in kept) + ring_bytes(weights.blocks, kept, SLOTS)
         resident += len(kept)
         streamed += len(weights.blocks) - len(kept)
@@ -132,8 +145,9 @@ def _placed(need: Need, way: Way, usable: float, policy: str) -> Phase:
 def _row(phase: Phase) -> tuple[str, ...]:
     blocks = f"{phase.resident} of {phase.resident + phase.streamed}" if phase.streamed else "all"
     how = phase.way if phase.fits else f"{phase.way} DOES NOT FIT".strip()
-    return (phase.name, *map(_gib, (phase.weights, phase.activations, phase.peak)), blocks, how)
+    return (phase.name, *map(amount, (phase.weights, phase.activations, phase.peak)), blocks, how)
 
 
-def _gib(count: float) -> str:
+def amount(count: float) -> str:
+    """Bytes for people, in GiB or MiB."""
     return f"{count / GIB:.2f} GiB" if count > GIB / 10 else f"{count / 2**20:.1f} MiB"

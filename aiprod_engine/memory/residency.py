@@ -78,6 +78,18 @@ class Residency:
         """Indices of the blocks that stay on the device."""
         return tuple(sorted(self._visits.resident))
 
+    @property
+    def streamed_blocks(self) -> int:
+        """How many blocks visit the device one after the other."""
+        if self._outside is None:
+            return 0
+        return len(self._visits.homes) - len(self._visits.resident)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Device bytes of the blocks that stay, which `shrink` could give back."""
+        return sum(buffer.nbytes for buffer in self._visits.resident.values())
+
     @torch.inference_mode()
     def place(self, device: torch.device, budget_bytes: float = math.inf) -> int:
         """Be ready to compute on `device` within `budget_bytes`; return the bytes that were added.

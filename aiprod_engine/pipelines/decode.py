@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +12,83 @@ from torch import Tensor, nn
 from .. import timing
 from ..errors import MismatchError
 from ..media.pixels import to_image
+from ..memory import estimate
+from ..memory.free import is_out_of_memory
+from ..memory.placed import Placed
 from ..models.audio_vae.codec import decode_audio, fit_track
-from ..models.video_vae import VideoDecoder, stream_decode
-from ..tiling import TileSizes, decode_plan, tiled_decode
+from ..models.video_vae import VideoDecoder, VideoVAEConfig, stream_decode
+from ..models.video_vae.streaming import resume_point
+from ..tiling import TilePlan, TileSizes, decode_plan, tiled_decode
 from ..types import AVLatent
 
+_log = logging.getLogger(__name__)
+
 TILINGS = ("auto", "tiled", "off")
+# Overlap tiles, largest first: the authors' default, their former one, and two for small devices.
+_TILES = (TileSizes(768), TileSizes(512), TileSizes(256), TileSizes(128, 32))
+
+
+@dataclass(frozen=True)
+class DecodeWay:
+    """One way to decode a clip: at once, frame by frame, or in tiles of `sizes`."""
+
+    name: str
+    activations: int
+    sizes: TileSizes | None = None
+    is_whole: bool = False
+
+    def chunks(self, decoder: VideoDecoder, video: Tensor) -> Iterator[Tensor]:
+        """Pixels (B, 3, f, H, W) of a latent (B, C, F, h, w) in time order; tiles on the CPU."""
+        if self.is_whole:
+            yield decoder(video)
+        elif self.sizes is None:
+            for frame in stream_decode(decoder, video.unbind(2)):
+                yield frame.unsqueeze(2)
+        else:
+            plan = decode_plan(video.shape[2:], self.sizes)
+            yield from tiled_decode(lambda tile: _streamed(decoder, tile), video, plan)
+
+
+def _streamed(decoder: VideoDecoder, tile: Tensor) -> Tensor:
+    """Pixels of a tile on the CPU: the device holds one frame, and no sums of tiles."""
+    return torch.stack([frame.cpu() for frame in stream_decode(decoder, tile.unbind(2))], dim=2)
+
+
+def decode_ways(
+    config: VideoVAEConfig, latent: Sequence[int], itemsize: int, tiling: str = "auto"
+) -> tuple[DecodeWay, ...]:
+    """Ways to decode a latent (F, h, w) in the order in which they are tried, each smaller.
+
+    `auto` begins frame by frame, which is exact, `tiled` with overlap tiles, an approximation, and
+    `off` with the whole clip.
+    """
+    if tiling not in TILINGS:
+        raise MismatchError(f"tiling must be one of {', '.join(TILINGS)}, got {tiling!r}")
+    whole = DecodeWay("all at once", estimate.decode_untiled(config, latent, itemsize), None, True)
+    streamed = DecodeWay("frame by frame", estimate.decode_streamed(config, latent, itemsize))
+    tiles = [_tiles(config, latent, itemsize, sizes) for sizes in _TILES]
+    ways = {"off": [whole, streamed, *tiles], "auto": [streamed, *tiles], "tiled": tiles}[tiling]
+    smaller = (w for i, w in enumerate(ways) if _saves(w, ways[:i]))
+    return tuple(smaller)
+
+
+def _saves(way: DecodeWay, before: Sequence[DecodeWay]) -> bool:
+    # A short clip streams in more than it decodes at once in; it still is the next resort.
+    return way.sizes is None or all(way.activations < earlier.activations for earlier in before)
+
+
+def _tiles(
+    config: VideoVAEConfig, latent: Sequence[int], itemsize: int, sizes: TileSizes
+) -> DecodeWay:
+    plan = decode_plan(latent, sizes)
+    needed = estimate.decode_streamed(config, largest_tile(plan), itemsize)
+    return DecodeWay(f"{plan.count} overlapping tiles, an approximation", needed, sizes)
+
+
+def largest_tile(plan: TilePlan) -> tuple[int, int, int]:
+    """Largest extent of the tiles along each axis, in latents."""
+    axes = (plan.time, plan.rows, plan.columns)
+    return tuple(max(span.stop - span.start for span in axis) for axis in axes)
 
 
 @torch.inference_mode()
@@ -24,6 +97,7 @@ def decode_frames(
     latent: AVLatent,
     tiling: str = "auto",
     on_frames: Callable[[int], None] | None = None,
+    placed: Placed | None = None,
 ) -> Tensor:
     """Frames (F, H, W, 3) in [0, 1], float32 on the CPU, of the first sample of a clip.
 
@@ -31,7 +105,7 @@ def decode_frames(
     """
     images = torch.empty(latent.frames, latent.height, latent.width, 3)
     done = 0
-    for chunk in pixel_chunks(decoder, latent, tiling):
+    for chunk in pixel_chunks(decoder, latent, tiling, placed):
         count = chunk.shape[2]
         images[done : done + count] = to_image(chunk)
         done += count
@@ -40,16 +114,24 @@ def decode_frames(
     return images
 
 
-def pixel_chunks(decoder: VideoDecoder, latent: AVLatent, tiling: str = "auto") -> Iterator[Tensor]:
+def pixel_chunks(
+    decoder: VideoDecoder, latent: AVLatent, tiling: str = "auto", placed: Placed | None = None
+) -> Iterator[Tensor]:
     """Pixels (1, 3, f, H, W) in [-1, 1] of the first sample, chunk by chunk in time order.
 
-    `auto` is exact and its memory does not depend on the length; `tiled` is the authors' overlap
-    tiling, an approximation; `off` decodes the whole clip at once.
+    Begins with the first of `decode_ways` that fits `placed`. Where memory runs out all the same,
+    the next one goes on after the last frame: what was handed out is final.
     """
     check_decodable(latent)
-    if tiling not in TILINGS:
-        raise MismatchError(f"tiling must be one of {', '.join(TILINGS)}, got {tiling!r}")
-    return _chunks(decoder, latent.video[:1].to(decoder.conv_in.conv.weight), tiling)
+    weight = decoder.conv_in.conv.weight
+    size = latent.video.shape[2:]
+    ways = decode_ways(decoder.config, size, weight.element_size(), tiling)
+    placed = placed or Placed.alone("decode video", decoder)
+    fitting = (i for i, way in enumerate(ways) if way.activations <= placed.room)
+    first = next(fitting, len(ways) - 1)
+    if first:
+        _log.warning("decode video: %s, to fit into memory", ways[first].name)
+    return _chunks(decoder, latent.video[:1].to(weight), ways[first:], placed)
 
 
 def check_decodable(latent: AVLatent) -> None:
@@ -59,14 +141,35 @@ def check_decodable(latent: AVLatent) -> None:
 
 
 @torch.inference_mode()
-def _chunks(decoder: VideoDecoder, video: Tensor, tiling: str) -> Iterator[Tensor]:
-    if tiling == "auto":
-        for frame in stream_decode(decoder, video.unbind(2)):
-            yield frame.unsqueeze(2)
-    elif tiling == "tiled":
-        yield from tiled_decode(decoder, video, decode_plan(video.shape[2:], TileSizes()))
-    else:
-        yield decoder(video)
+def _chunks(
+    decoder: VideoDecoder, video: Tensor, ways: Sequence[DecodeWay], placed: Placed
+) -> Iterator[Tensor]:
+    emitted, ways = 0, list(ways)
+    while True:
+        try:
+            for chunk in _rest(decoder, video, ways[0], emitted):
+                emitted += chunk.shape[2]
+                yield chunk
+            return
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        if placed.gives():  # the same way once more
+            continue
+        if len(ways) == 1:
+            raise placed.failure()
+        del ways[0]
+        _log.warning("decode video ran out of memory; going on with %s", ways[0].name)
+
+
+def _rest(decoder: VideoDecoder, video: Tensor, way: DecodeWay, emitted: int) -> Iterator[Tensor]:
+    """Chunks after the first `emitted` frames."""
+    start, skipped = resume_point(decoder.config, emitted)
+    for chunk in way.chunks(decoder, video[:, :, start:]):
+        kept = chunk[:, :, skipped:]
+        skipped -= chunk.shape[2] - kept.shape[2]
+        if kept.shape[2]:
+            yield kept
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,12 +13,19 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError
+from ..memory.free import free_bytes, release_cached
+from ..memory.placed import Placed
+from ..memory.plan import MARGIN, Need, Way
+from ..memory.residency import Residency
 from ..models.text.tokenizer import Tokenizer
 from ..models.transformer import Transformer
 from ..models.video_vae import PerChannelStatistics
 from ..weights import Info, check_fit, configuration, inspect, load, load_tokenizer
 from ..weights.ic_lora import Reference, merge_references, read_reference
 from ..weights.lora import load_loras
+from ..weights.recipe import LoraUse, Recipe
+
+logger = logging.getLogger(__name__)
 
 Files = str | Path | Sequence[str | Path]
 Lora = tuple[str | Path, float]
@@ -33,12 +41,16 @@ class Networks:
     """Where every network lies, by kind, and where and in which dtype it runs (None = as stored).
 
     `with networks.use("video_encoder") as encoder:` is the only way to one, so that nothing heavy
-    stays resident between the blocks of a pipeline.
+    stays resident between the blocks of a pipeline. Weights go from the mapped file to the device,
+    block by block as `policy` (see `memory.residency`) and memory allow. `budget` are the bytes
+    that a phase may take, what is free if None; with one, even the CPU holds copies.
     """
 
     files: Mapping[str, Files]
     device: str | torch.device = "cpu"
     dtype: torch.dtype | None = None
+    policy: str = "auto"
+    budget: float | None = None
 
     @classmethod
     def of(
@@ -92,18 +104,57 @@ class Networks:
         lead = {str(self.files[kind]): kind for kind in configs}  # one kind per distinct file
         return check_fit(*(self.info(kind) for kind in lead.values()))
 
+    def recipe(
+        self, kind: str, loras: Sequence[Lora] = (), modalities: str | None = None
+    ) -> Recipe:
+        """The network `kind` with `loras` (file, strength) as a record."""
+        found = self._files(kind)
+        files = (found,) if isinstance(found, (str, Path)) else found
+        # Gemma keeps its stored dtype: a float32 copy of 12 B weights would not fit.
+        dtype = None if kind == "text_encoder" else self.dtype
+        uses = tuple(LoraUse(str(path), strength, strength) for path, strength in loras)
+        names = tuple(str(file) for file in files)
+        return Recipe(kind, names, dtype, uses, modalities, residency=self.policy)
+
+    def recipes(self) -> dict[str, Recipe]:
+        """Every network by kind, without adapters."""
+        return {kind: self.recipe(kind) for kind in self.files}
+
     @contextmanager
     def use(
         self, kind: str, loras: Sequence[Lora] = (), modalities: str | None = None
     ) -> Iterator[nn.Module]:
         """Yield the network `kind` with `loras` (file, strength) applied; it is disposed after."""
-        # Gemma keeps its stored dtype: a float32 copy of 12 B weights would not fit.
-        dtype = None if kind == "text_encoder" else self.dtype
-        network = load(kind, self._files(kind), self.device, dtype, loras, modalities)
+        recipe = self.recipe(kind, loras, modalities)
+        with self.place(Need(kind, (), (Way("", 0),)), recipe) as placed:
+            yield placed.networks[0]
+
+    @contextmanager
+    def place(self, need: Need, *recipes: Recipe) -> Iterator[Placed]:
+        """Yield the networks of a phase on the device; they are disposed after."""
+        device, held = torch.device(self.device), []
+        free = free_bytes(device) if self.budget is None else self.budget
+        room = free * (1 - MARGIN) - min(way.activations for way in need.ways)
         try:
-            yield network
+            for recipe in recipes:
+                network = self._load(recipe)
+                held.append(Residency(network, recipe.residency,
+                                      always_copies=self.budget is not None))  # fmt: skip
+                room -= held[-1].place(device, room)
+            weights = sum(residency.placed_bytes for residency in held)
+            placed = Placed(need, held, max(free - weights, 0))
+            if need.networks:
+                logger.info("%s", placed.describe())
+            yield placed
         finally:
-            dispose(network)
+            for residency in held:
+                residency.release()
+                dispose(residency.module)
+
+    def _load(self, recipe: Recipe) -> nn.Module:
+        loras = [(use.path, use.video) for use in recipe.loras]
+        files = list(recipe.files)
+        return load(recipe.kind, files, "cpu", recipe.dtype, loras, recipe.modalities)
 
     def _files(self, kind: str) -> Files:
         if kind not in self.files:
@@ -114,5 +165,4 @@ class Networks:
 def dispose(network: nn.Module) -> None:
     """Give a network's memory back at once, also while somebody still holds the network."""
     network.to("meta")
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    release_cached()

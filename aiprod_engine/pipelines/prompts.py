@@ -14,22 +14,21 @@ from torch import Tensor
 
 from ..models.text.connector import TextConnector
 from ..models.text.decoder import TextDecoder
-from ..models.text.tokenizer import Tokenizer
+from ..models.text.tokenizer import MAX_LENGTH, Tokenizer
 from ..types import TextContext
 from .networks import Networks
+from .planning import connector_need, prompt_need
 
 logger = logging.getLogger(__name__)
 
-MAX_LENGTH = 1024  # rows of a context in 2.0, 2.3 and 2.5: tokens, then registers
-
-
 def encode_prompts(networks: Networks, texts: Sequence[str]) -> list[TextContext]:
     """Block P: contexts of all prompts in one visit to Gemma and one to the connectors."""
-    tokenizer = networks.tokenizer()
-    with networks.use("text_encoder") as encoder:
-        states = [hidden_states(tokenizer, encoder, text) for text in texts]
-    with networks.use("text_connector") as connector:
-        return [contexts(connector, each, networks.version) for each in states]
+    tokenizer, recipe = networks.tokenizer(), networks.recipe("text_encoder")
+    with networks.place(prompt_need(recipe, len(texts)), recipe) as placed:
+        states = placed.run(lambda encoder: [hidden_states(tokenizer, encoder, t) for t in texts])
+    recipe, version = networks.recipe("text_connector"), networks.version
+    with networks.place(connector_need(recipe, len(texts)), recipe) as placed:
+        return placed.run(lambda connector: [contexts(connector, s, version) for s in states])
 
 
 @torch.inference_mode()

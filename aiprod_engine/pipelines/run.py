@@ -22,6 +22,7 @@ from ..weights.ic_lora import Reference
 from .encoders import encoders
 from .guides import NEUTRAL, Guide, encode_guides
 from .networks import Lora, Networks
+from .planning import sampling_need, upsampling_need
 from .stage import Noise, Stage, Start, Tell, run_stage, silent
 from .upsample import upsample
 
@@ -138,13 +139,19 @@ def sample(
     run: Run, name: str, start: Start, stage: Stage, noise: Noise, loras: Sequence[Lora] = ()
 ) -> AVLatent:
     """Block D: the transformer with its LoRA set, built, run, disposed."""
-    with run.networks.use("transformer", loras) as model:
-        return run_stage(model, start, stage, noise, run.tells(name), run.on_block)
+    only = "audio" if start.latent.modalities == "audio" else None  # half of the weights
+    recipe = run.networks.recipe("transformer", loras, only)
+    need = sampling_need(recipe, start, stage.batch_passes)
+    with run.networks.place(need, recipe) as placed:
+        (model,) = placed.networks
+        tell = run.tells(name)
+        return run_stage(model, start, stage, noise, tell, run.on_block, placed.attempt)
 
 
 def upscale(run: Run, clip: AVLatent) -> AVLatent:
     """Block U: twice the height and width."""
-    with run.networks.use("upsampler") as upsampler:
-        upsampled = upsample(upsampler, run.networks.statistics(), clip)
+    recipe, statistics = run.networks.recipe("upsampler"), run.networks.statistics()
+    with run.networks.place(upsampling_need(recipe, clip), recipe) as placed:
+        upsampled = placed.run(lambda upsampler: upsample(upsampler, statistics, clip))
     run.tell("upsampled", upsampled)
     return upsampled

@@ -27,6 +27,12 @@ LATENT_BINS = 16  # 64 mel bands, compressed by 4: every release
 PUBLISHED_LAYERS = 48  # depth of the transformer in 2.0, 2.3 and 2.5
 
 Tell = Callable[[str, Any], None]
+Attempt = Callable[[Callable[[], Any]], Any]  # such as `Placed.attempt`
+
+
+def once(function: Callable[[], Any]) -> Any:
+    """What `function` returns."""
+    return function()
 
 
 def silent(event: str, value: Any) -> None:
@@ -79,26 +85,19 @@ def run_stage(
     noise: Noise,
     tell: Tell = silent,
     on_block: Callable[[int], None] | None = None,
+    attempt: Attempt = once,
 ) -> AVLatent:
     """The clip's latents after the stage, float32 on the CPU, conditioning cleared.
 
     `tell` hears "start", "stage", "states" (noised), "step" (StepInfo) and "latent"; `on_block`
-    runs before every block; both may raise to cancel.
+    runs before every block; both may raise to cancel. `attempt` runs each forward.
     """
     tell("start", start)
     tell("stage", stage)
-    device, dtype = _home(model)
-    states = initial_states(model.config, start).map(lambda state: _to(state, device))
+    states = placed_states(model, start)
     states = noise_streams(states, stage.noise_scale, noise.initial)
     tell("states", states)
-    denoise = GuidedDenoiser(
-        _forward(model, states, on_block),
-        contexts_on(stage.contexts, device),
-        at_depth(stage.guidance, model.config.num_layers),
-        dtype=dtype,
-        batch_passes=stage.batch_passes,
-        force_uncond=stage.sampler in NEEDS_UNCOND,
-    )
+    denoise = denoiser(model, states, stage, on_block, attempt)
     sampler = partial(SAMPLERS[stage.sampler], **stage.options)
     states = sampler(
         denoise,
@@ -112,7 +111,37 @@ def run_stage(
     return latent
 
 
-def _forward(model: Transformer, states: Streams, on_block: Callable[[int], None] | None):
+def placed_states(model: Transformer, start: Start) -> Streams:
+    """The initial states on the device of the model."""
+    device, _ = _home(model)
+    return initial_states(model.config, start).map(lambda state: _to(state, device))
+
+
+def denoiser(
+    model: Transformer,
+    states: Streams,
+    stage: Stage,
+    on_block: Callable[[int], None] | None = None,
+    attempt: Attempt = once,
+) -> GuidedDenoiser:
+    """The guided x0 of one run, for states with these masks."""
+    device, dtype = _home(model)
+    return GuidedDenoiser(
+        _forward(model, states, on_block, attempt),
+        contexts_on(stage.contexts, device),
+        at_depth(stage.guidance, model.config.num_layers),
+        dtype=dtype,
+        batch_passes=stage.batch_passes,
+        force_uncond=stage.sampler in NEEDS_UNCOND,
+    )
+
+
+def _forward(
+    model: Transformer,
+    states: Streams,
+    on_block: Callable[[int], None] | None,
+    attempt: Attempt,
+):
     """The model as the denoiser calls it.
 
     Where the tokens of every sample share one timestep, one is passed and the modulation is
@@ -125,7 +154,7 @@ def _forward(model: Transformer, states: Streams, on_block: Callable[[int], None
 
     def forward(video, audio, perturbations):
         video, audio = entry(video, shared.video), entry(audio, shared.audio)
-        return model(video, audio, perturbations, on_block)
+        return attempt(lambda: model(video, audio, perturbations, on_block))
 
     return forward
 

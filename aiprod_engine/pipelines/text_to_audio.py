@@ -8,8 +8,8 @@ from ..errors import SizeError
 from ..sampling.denoise import Contexts
 from ..sampling.presets import preset
 from ..types import AVLatent
-from .run import DEFAULTS, Run, Settings, guided
-from .stage import Start, run_stage
+from .run import DEFAULTS, Run, Settings, guided, sample
+from .stage import Start
 
 
 def text_to_audio(
@@ -24,5 +24,4 @@ def text_to_audio(
     authors = preset(version)
     authors = replace(authors, audio=replace(authors.audio, modality=1.0))
     stage = guided(contexts, settings, authors)
-    with run.networks.use("transformer", settings.loras, "audio") as model:
-        return run_stage(model, Start(clip), stage, noise, run.tells("stage1"), run.on_block)
+    return sample(run, "stage1", Start(clip), stage, noise, settings.loras)

@@ -12,9 +12,11 @@ from ..errors import CheckpointError
 from .components import COMPONENTS, Component
 from .configure import untrusted
 from .files import Files
+from .fp8 import storage_formats
 from .header import short
 from .lora import load_loras
-from .quant import QuantizedLinear, convert
+from .precision import BFLOAT16, FP8_MATMUL, FP8_STORAGE, STORED
+from .quant import QuantizedLinear, convert, linear_names, store_in_fp8
 from .quant_formats import MARKER, LayerFormat
 from .reader import Reader
 from .side_path import attach
@@ -40,13 +42,15 @@ def load(
     dtype: torch.dtype | None = None,
     loras: Sequence[tuple[str | Path, float]] = (),
     modalities: str | None = None,
+    precision: str = STORED,
 ) -> nn.Module:
     """The network `kind` of `files` in eval mode on `device`; raises unless it is exactly there.
 
     `files` is one path, several, or a folder. `dtype` None keeps what is stored (GGUF: bfloat16);
-    quantised layers stay packed in any case, and a vocoder is always float32. `modalities` "video"
-    or "audio" builds that stream of the transformer alone. On the CPU unconverted tensors are
-    views of the mapped file.
+    quantised layers stay packed unless `precision` is bfloat16, and a vocoder is always float32.
+    `precision` also turns a transformer into fp8 storage, or lets it multiply in fp8. `modalities`
+    "video" or "audio" builds that stream of the transformer alone. On the CPU unconverted tensors
+    are views of the mapped file.
     """
     source = find(kind, files)
     component = COMPONENTS[kind]
@@ -55,12 +59,17 @@ def load(
         model = component.build(config)
     names = _matched(model, source, modalities)
     adapters = load_loras(loras, {name: t.shape for name, t in model.state_dict().items()})
-    packed = _packed_layers(model, source, component)
-    convert(model, packed)
+    packed = {} if precision == BFLOAT16 else _packed_layers(model, source, component)
+    convert(model, packed, scaled_matmul=precision == FP8_MATMUL)
+    cast = storage_formats(linear_names(model)) if precision == FP8_STORAGE else {}
+    beside = adapters.modules & (packed.keys() | cast.keys())
     dtype = torch.float32 if component.float32 else dtype
-    _assign(model, Reader(source, torch.device(device), dtype, adapters), names)
-    if quantised := adapters.modules & packed.keys():
-        attach(model, adapters, compute_dtype(model, dtype), quantised)
+    fused = adapters.without(beside)
+    _assign(model, Reader(source, torch.device(device), dtype, fused), names)
+    if cast:
+        store_in_fp8(model)
+    if beside:
+        attach(model, adapters, compute_dtype(model, dtype), beside)
     return model.eval().requires_grad_(False)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from types import MappingProxyType
@@ -75,6 +75,12 @@ class LoraSet:
         """
         records = self.records.get(f"{module}.weight")
         return adapters.stack([(r.adapter, r.strength) for r in records]) if records else None
+
+    def without(self, modules: Collection[str]) -> LoraSet:
+        """The set without the weights of `modules`, which run with a side path instead."""
+        beside = {f"{module}.weight" for module in modules}
+        kept = {key: found for key, found in self.records.items() if key not in beside}
+        return replace(self, records=MappingProxyType(kept))
 
     def check_beside(self, modules: Collection[str]) -> None:
         """Raise if an adapter of `modules` cannot run as a side path; costs nothing."""

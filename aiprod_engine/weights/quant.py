@@ -12,6 +12,7 @@ from ..errors import CheckpointError
 from . import fp8
 from .dequantize import dequantize
 from .gguf_header import BLOCKS
+from .precision import multiplies_in_fp8
 from .quant_formats import LayerFormat
 from .side_path import SidePath, replace_module
 
@@ -45,12 +46,16 @@ def convert(
 
 def store_in_fp8(model: nn.Module) -> None:
     """Cast the block linears of a loaded transformer to fp8, one by one; biases are kept."""
-    plain = (name for name, module in model.named_modules() if type(module) is nn.Linear)
-    for name, layer in fp8.storage_formats(plain).items():
+    for name, layer in fp8.storage_formats(linear_names(model)).items():
         linear = model.get_submodule(name)
         packed = QuantizedLinear(linear, layer)
         packed.weight = fp8.cast(linear.weight.detach())
         replace_module(model, name, packed.train(linear.training))
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    """Names of the linears that hold their weight as it is."""
+    return [name for name, module in model.named_modules() if type(module) is nn.Linear]
 
 
 class QuantizedLinear(SidePath):
@@ -121,7 +126,6 @@ class QuantizedLinear(SidePath):
 
 
 def _multiplies_in_fp8(linear: nn.Linear, layer: LayerFormat) -> bool:
-    """Static fp8 needs e4m3, both scales, sizes in 16s, and a record that does not forbid it."""
-    scaled = {"weight_scale", "input_scale"} <= layer.tensors.keys()
+    """The kernel also needs both sizes in 16s."""
     in_steps = linear.in_features % 16 == 0 and linear.out_features % 16 == 0
-    return layer.name == "float8_e4m3fn" and scaled and in_steps and not layer.full_precision
+    return in_steps and multiplies_in_fp8(layer)

@@ -20,13 +20,20 @@ class LoraUse:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Which network, from which files, in which dtype (None = as stored), with which adapters."""
+    """Which network, from which files, in which dtype (None = as stored), with which adapters.
+
+    `precision` is one of `precision.PRECISIONS`. `residency` and `device` (None = the default one)
+    say where its weights live while it computes.
+    """
 
     kind: str
     files: tuple[str, ...]
     dtype: torch.dtype | None = None
     loras: tuple[LoraUse, ...] = ()
     modalities: str | None = None
+    precision: str = "as stored"
+    residency: str = "auto"
+    device: str | None = None
 
     def load(self) -> nn.Module:
         """Load the network on the CPU, strictly, as views of the mapped files where possible.
@@ -42,6 +49,7 @@ class Recipe:
             dtype=self.dtype,
             loras=[(use.path, {"video": use.video, "audio": use.audio}) for use in self.loras],
             modalities=self.modalities,
+            precision=self.precision,
         )
         check_plausible(network, ", ".join(Path(file).name for file in self.files))
         return network

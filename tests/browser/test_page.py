@@ -13,8 +13,18 @@ from workflows import FOLDER
 pytestmark = [pytest.mark.host, pytest.mark.browser]
 
 NAMES = [graph.name for graph in GRAPHS]
+PLAYERS = {"audioUI", "video-preview"}
 UNKNOWN_NODES = """() => app.graph._nodes.map(node => node.type)
     .filter(type => !LiteGraph.registered_node_types[type] && !type.endsWith("Note"))"""
+OVERLAPS = """() => {
+    const title = LiteGraph.NODE_TITLE_HEIGHT
+    const covers = (a, b) =>
+        a.pos[0] < b.pos[0] + b.size[0] && b.pos[0] < a.pos[0] + a.size[0] &&
+        a.pos[1] - title < b.pos[1] + b.size[1] && b.pos[1] - title < a.pos[1] + a.size[1]
+    const nodes = app.graph._nodes
+    return nodes.flatMap((a, i) => nodes.slice(i + 1).filter(b => covers(a, b))
+        .map(b => `${a.title} / ${b.title}`))
+}"""
 ADD = """([type, values]) => {
     app.graph.clear()
     const node = LiteGraph.createNode(type)
@@ -44,9 +54,9 @@ def api_form(name: str) -> dict:
 
 
 def inputs(prompt: dict) -> dict:
-    """Class and inputs of each node, without the audio player that the page adds to the host's."""
+    """Class and inputs of each node, without the players that the page adds to the host's own."""
     return {
-        key: (node["class_type"], {k: v for k, v in node["inputs"].items() if k != "audioUI"})
+        key: (node["class_type"], {k: v for k, v in node["inputs"].items() if k not in PLAYERS})
         for key, node in prompt.items()
     }
 
@@ -70,6 +80,8 @@ def test_a_workflow_loads_and_would_be_queued_as_its_api_file(name, opened):
     opened.load(ui_form(name))
     assert opened.run(UNKNOWN_NODES) == []
     assert inputs(opened.prompt()) == inputs(api_form(name))
+    assert opened.run(OVERLAPS) == []
+    opened.run("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
     opened.screenshot(name)
 
 

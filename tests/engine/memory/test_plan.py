@@ -1,7 +1,7 @@
 import json
 import math
 import struct
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
@@ -25,7 +25,11 @@ PHASES = [
 
 
 def planned(free, policy="auto", needs=PHASES):
-    return plan(needs, free / 0.9, policy)  # the margin is kept free
+    obeying = [
+        replace(need, networks=tuple(replace(one, policy=policy) for one in need.networks))
+        for need in needs
+    ]
+    return plan(obeying, free / 0.9)  # the margin is kept free
 
 
 def test_everything_stays_where_it_fits():
@@ -154,9 +158,9 @@ def test_weights_from_the_header_are_those_that_load(tmp_path):
     for kind in networks.files:
         module = load(kind, path, dtype=torch.bfloat16)
         loaded = sum(tensor.nbytes for tensor in module.state_dict().values())
-        assert stored_weights(networks, kind).total == loaded, kind
-    assert len(stored_weights(networks, "transformer").blocks) == 3
-    assert rebuilt_bytes(networks, "transformer", 2) == 0
+        assert stored_weights(networks.recipe(kind)).total == loaded, kind
+    assert len(stored_weights(networks.recipe("transformer")).blocks) == 3
+    assert rebuilt_bytes(networks.recipe("transformer")) == 0
 
 
 def test_packed_weights_count_as_stored_and_their_decoding_as_activations(tmp_path):
@@ -170,9 +174,9 @@ def test_packed_weights_count_as_stored_and_their_decoding_as_activations(tmp_pa
     with safe_open(path, "pt") as file:
         save_file(tensors, packed, file.metadata())
     before, after = (
-        stored_weights(Networks.of(file, dtype=torch.bfloat16), "transformer")
+        stored_weights(Networks.of(file, dtype=torch.bfloat16).recipe("transformer"))
         for file in (path, packed)
     )
     assert after.blocks[1] == before.blocks[1] - count + 4  # half the bytes, and a scale
     assert after.blocks[0] == before.blocks[0]
-    assert rebuilt_bytes(Networks.of(packed), "transformer", 2) == count * (4 + 4 + 2)
+    assert rebuilt_bytes(Networks.of(packed).recipe("transformer")) == count * (4 + 4 + 2)

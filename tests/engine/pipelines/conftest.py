@@ -10,6 +10,8 @@ import torch
 from goldens import ROOT
 from safetensors.torch import save_file
 
+from aiprod_engine.memory.placed import Placed
+from aiprod_engine.memory.residency import Residency
 from aiprod_engine.models.upsampler import Upsampler, UpsamplerConfig
 from aiprod_engine.pipelines.networks import Networks
 from aiprod_engine.pipelines.run import Run, Settings
@@ -53,16 +55,21 @@ class CountingNetworks(Networks):
     """Networks that stay for all tests and count the transformer's evaluations, use by use."""
 
     @contextmanager
-    def use(self, kind, loras=(), modalities=None):
-        network = loaded(kind, self.files[kind], "cpu", torch.float32, tuple(loras), modalities)
-        if kind != "transformer":
-            yield network
+    def place(self, need, *recipes):
+        networks = [self.kept(recipe) for recipe in recipes]
+        placed = Placed(need, [Residency(network) for network in networks])
+        if recipes[0].kind != "transformer":
+            yield placed
             return
         calls = []
-        hook = network.register_forward_hook(lambda *_: calls.append(1))
-        yield network
+        hook = networks[0].register_forward_hook(lambda *_: calls.append(1))
+        yield placed
         hook.remove()
         self.evaluations.append(len(calls))
+
+    def kept(self, recipe):
+        loras = tuple((use.path, use.video) for use in recipe.loras)
+        return loaded(recipe.kind, recipe.files, "cpu", torch.float32, loras, recipe.modalities)
 
 
 def file_of(name):

@@ -1,0 +1,78 @@
+"""Loading of the families: all, without network, and one that fails takes no other along."""
+
+import asyncio
+import importlib.util
+import logging
+import socket
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+pytestmark = pytest.mark.host
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FILES = {path.stem for path in (ROOT / "nodes").glob("[!_]*.py")}
+
+
+@pytest.fixture
+def fresh(pack):
+    """The pack once more, under a name of its own; nothing of its nodes is imported yet."""
+    spec = importlib.util.spec_from_file_location(
+        "custom_nodes_x_again", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    yield module
+    for name in [name for name in sys.modules if name.split(".")[0] == spec.name]:
+        del sys.modules[name]
+
+
+def node_ids(pack) -> set[str]:
+    extension = asyncio.run(pack.comfy_entrypoint())
+    return {n.define_schema().node_id for n in asyncio.run(extension.get_node_list())}
+
+
+def test_every_file_of_nodes_is_a_family_that_loads(fresh, caplog):
+    found = node_ids(fresh)
+    assert caplog.records == []
+    families = sys.modules[f"{fresh.__name__}.nodes"].FAMILIES
+    assert set(families) == FILES
+    loaded = [sys.modules[f"{fresh.__name__}.nodes.{family}"].NODES for family in families]
+    assert len(found) == sum(map(len, loaded))
+
+
+def test_loading_the_nodes_opens_no_connection(fresh, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert node_ids(fresh)
+
+
+def test_a_family_that_cannot_be_imported_is_logged_and_the_rest_loads(fresh, node_types, caplog):
+    sys.modules[f"{fresh.__name__}.nodes.guiders"] = None  # what Python raises on: ImportError
+    with caplog.at_level(logging.ERROR, "aiprod"):
+        found = node_ids(fresh)
+    assert set(node_types) - found == {"AIPRODGuider", "AIPRODCFGGuider"}
+    (record,) = caplog.records
+    assert "guiders" in record.getMessage()
+    assert record.exc_info, "the traceback says where"
+
+
+def test_a_family_with_a_broken_schema_is_left_out(fresh, node_types, caplog):
+    class Broken:
+        @classmethod
+        def GET_SCHEMA(cls):  # noqa: N802 - the host's name
+            raise TypeError("this host knows no such field")
+
+    family = ModuleType(f"{fresh.__name__}.nodes.upscale")
+    family.NODES = [Broken]
+    sys.modules[family.__name__] = family
+    with caplog.at_level(logging.ERROR, "aiprod"):
+        found = node_ids(fresh)
+    assert set(node_types) - found == {"AIPRODUpsampleLatent"}
+    assert "upscale" in caplog.text
