@@ -158,11 +158,13 @@ def resident(field: str) -> int:
 
 def touch(model: torch.nn.Module) -> None:
     """Copy every tensor into one reused buffer by one thread, as `read` does with the file."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     buffer = torch.empty(READ_BUFFER, dtype=torch.uint8)
     for tensor in (*model.parameters(), *model.buffers()):
         for piece in tensor.detach().reshape(-1).view(torch.uint8).split(READ_BUFFER):
             buffer[: len(piece)].copy_(piece)
+    torch.set_num_threads(threads)
 
 
 def read(folder: Path) -> dict:
@@ -253,11 +255,13 @@ WORKERS: dict[str, Callable[[Path], dict]] = {
 # --- all measurements ------------------------------------------------------------------------
 
 
-def measure(name: str, folder: Path, cold: bool, python: str = sys.executable) -> dict:
+def measure(name: str, folder: Path, options: argparse.Namespace) -> dict:
     """Run one worker in a fresh process."""
     for file in folder.rglob("*.safetensors"):
-        _cache(file, cold)
+        _cache(file, options.cold)
+    python = options.peer_python if name == "peer" else sys.executable
     command = [python, str(Path(__file__).resolve()), "--worker", name, "--folder", str(folder)]
+    command += ["--threads", str(options.threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
@@ -292,10 +296,10 @@ def run(options: argparse.Namespace, folder: Path) -> dict:
         "cold": options.cold,
     }
     names = [name for name in WORKERS if name != "peer"]
-    results |= {name: measure(name, folder, options.cold) for name in names}
+    results |= {name: measure(name, folder, options) for name in names}
     if options.peer_python:
-        measure("peer", folder, options.cold, options.peer_python)  # writes its folder
-        results["peer"] = measure("peer", folder, options.cold, options.peer_python)
+        measure("peer", folder, options)  # writes its folder
+        results["peer"] = measure("peer", folder, options)
     return results | {"ratios": ratios(results)}
 
 
@@ -348,6 +352,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", type=float, default=2.0, help="of the checkpoint, in GB (1e9)")
     parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--peer-python", help="interpreter that has diffusers")
     parser.add_argument("--cold", action="store_true", help="forget the files before each reading")
     parser.add_argument("--json", type=Path, help="write the numbers there, too")
@@ -355,6 +360,7 @@ def main() -> None:
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
+        torch.set_num_threads(options.threads)
         sys.stdout.write(json.dumps(WORKERS[options.worker](options.folder)) + "\n")
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:

@@ -16,6 +16,7 @@ from ..aiprod_engine.pipelines.stage import SAMPLERS, Noise, Stage, Start, grid_
 from ..aiprod_engine.sampling import presets, schedules
 from ..aiprod_engine.sampling.denoise import Contexts
 from ..aiprod_engine.types import AVLatent, NoiseState, Streams
+from ..aiprod_engine.weights.recipe import Recipe
 from . import _host as host
 from . import _sockets as sockets
 from ._preview import live_preview
@@ -143,13 +144,12 @@ class Sampler(Node):
     def execute(
         cls, model, guider, sigmas, latent, sampler, seed, guides=None, video_vae=None
     ) -> io.NodeOutput:
-        latent = _checked(model, guider, sigmas, latent)
-        start = Start(latent) if guides is None else _encoded(guides, latent, model)
+        latent = checked(model, guider, latent)
+        stage = stage_of(model, guider, sigmas, guides)
         # a latent that was sampled before is refined from the level at which the schedule begins
         level = 1.0 if latent.video is None and latent.audio is None else float(sigmas[0])
-        stage = _stage(guider, model, sigmas, sampler, level)
-        if guides and any(isinstance(guide, AudioTrackGuide) for guide in guides.guides):
-            stage = for_given_sound(stage)
+        stage = replace(stage, sampler=sampler, noise_scale=level)
+        start = encoded(guides, latent, model)
         video_vae = video_vae or (guides and guides.video_vae)
         return io.NodeOutput(_sampled(model, start, stage, seed, video_vae))
 
@@ -203,34 +203,36 @@ class Extend(Node):
         cls, model, guider, sigmas, latent, frames, overlap, strength, sampler, seed,
         video_vae=None,
     ) -> io.NodeOutput:  # fmt: skip
-        latent = _checked(model, guider, sigmas, latent)
+        latent = checked(model, guider, latent)
         extension = Extension(frames, overlap, strength)
         check_extension(latent, extension)
-        stage = _stage(guider, model, sigmas, sampler, level=1.0)
+        stage = replace(stage_of(model, guider, sigmas), sampler=sampler)
         new = _sampled(model, carried(latent, extension), stage, seed, video_vae)
         return io.NodeOutput(joined(latent, new, extension))
 
 
-def _checked(
-    model: sockets.ModelPayload, guider: sockets.GuiderPayload, sigmas: Tensor, latent: AVLatent
+def checked(
+    model: sockets.ModelPayload, guider: sockets.GuiderPayload, latent: AVLatent
 ) -> AVLatent:
     """The clip with the model's version; raises if parts do not belong together."""
     host.require_version("prompt", guider.positive.version, model.info.version)
     host.require_version("latent", latent.version, model.info.version)
-    if len(sigmas) < 2:
-        raise MismatchError("sampling needs at least one step; sigmas holds none")
     return replace(latent, version=model.info.version)
 
 
-def _stage(
-    guider: sockets.GuiderPayload,
+def stage_of(
     model: sockets.ModelPayload,
+    guider: sockets.GuiderPayload,
     sigmas: Tensor,
-    sampler: str,
-    level: float,
+    guides: sockets.GuidesPayload | None = None,
 ) -> Stage:
-    contexts = Contexts(guider.positive, guider.negative)
-    return Stage(contexts, sigmas, _guidance(guider, model), sampler, level)
+    """Prompts, guidance and schedule of a stage that begins with noise alone."""
+    if len(sigmas) < 2:
+        raise MismatchError("sampling needs at least one step; sigmas holds none")
+    stage = Stage(Contexts(guider.positive, guider.negative), sigmas, _guidance(guider, model))
+    if guides and any(isinstance(guide, AudioTrackGuide) for guide in guides.guides):
+        return for_given_sound(stage)
+    return stage
 
 
 def _sampled(
@@ -248,9 +250,7 @@ def _sampled(
         if event == "step":
             advance(value.index + 1, picture(value))
 
-    recipe = model.transformer
-    if start.latent.modalities == "audio":  # the picture's part of the weights is never read
-        recipe = replace(recipe, modalities="audio")
+    recipe = transformer_of(model, start.latent)
     noise = Noise.seeded(seed, start.latent.noise)
     with host.on_device(recipe) as (transformer,):
         done = run_stage(
@@ -260,8 +260,18 @@ def _sampled(
     return replace(done, noise=NoiseState(seed, noise.initial.generator.get_state()))
 
 
-def _encoded(guides: sockets.GuidesPayload, latent: AVLatent, model: sockets.ModelPayload) -> Start:
+def transformer_of(model: sockets.ModelPayload, latent: AVLatent) -> Recipe:
+    """The recipe that a clip needs: for sound alone the picture's part is never read."""
+    recipe = model.transformer
+    return replace(recipe, modalities="audio") if latent.modalities == "audio" else recipe
+
+
+def encoded(
+    guides: sockets.GuidesPayload | None, latent: AVLatent, model: sockets.ModelPayload
+) -> Start:
     """The stage's start with all guides, encoded for the size of this latent."""
+    if guides is None:
+        return Start(latent)
 
     def video(frames):
         if guides.video_vae is None:

@@ -15,7 +15,7 @@ ALLOWANCE = 40 << 20
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("benchmark")
-    command = [sys.executable, str(BENCHMARK), "--size", "0.15", "--rank", "4"]
+    command = [sys.executable, str(BENCHMARK), "--size", "0.12", "--rank", "2", "--threads", "1"]
     command += ["--json", str(folder / "load.json"), "--folder", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads((folder / "load.json").read_text())
@@ -34,7 +34,7 @@ def test_every_measurement_is_printed_with_its_ratios(results):
 
 
 def test_the_file_is_of_the_published_format_and_of_the_asked_size(results):
-    assert 0.1e9 < results["bytes"] < 0.2e9
+    assert 0.08e9 < results["bytes"] < 0.16e9
     assert 4 * results["largest"] < results["bytes"]
 
 

@@ -65,9 +65,7 @@ def _check_offer(hub: ModuleType, file: ModelFile, endpoint: str | None) -> None
 
 def _fetch(hub: ModuleType, file: ModelFile, staging: Path, endpoint: str | None) -> Path:
     try:
-        path = hub.hf_hub_download(
-            file.repository, file.path, local_dir=staging, endpoint=endpoint
-        )
+        path = hub.hf_hub_download(file.repository, file.path, local_dir=staging, endpoint=endpoint)
     except Exception as error:
         raise _failed(file, error) from error
     return Path(path)

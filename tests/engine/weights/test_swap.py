@@ -15,7 +15,12 @@ from aiprod_engine.weights.reader import Reader
 from aiprod_engine.weights.swap import AdaptedNetwork, Base
 
 BASES = ("ltx2_20_tiny.safetensors", "ltx2_23_tiny.safetensors")
-FILES = (*BASES, "ltx2_20_tiny_fp8.safetensors", "ltx2_23_tiny_fp8.safetensors", "ltx2_23_tiny.gguf")
+FILES = (
+    *BASES,
+    "ltx2_20_tiny_fp8.safetensors",
+    "ltx2_23_tiny_fp8.safetensors",
+    "ltx2_23_tiny.gguf",
+)
 
 
 def _stem(name: str) -> str:
@@ -168,9 +173,7 @@ def test_device_copies_follow(name, policy):
         if policy == "resident" and not done.side_paths:
             assert {k: p.data_ptr() for k, p in network.module.named_parameters()} == addresses
         residency.place(torch.device("cpu"))
-        fresh = load(
-            "transformer", checkpoint(name), dtype=torch.float32, loras=stacks[stack]
-        )
+        fresh = load("transformer", checkpoint(name), dtype=torch.float32, loras=stacks[stack])
         with torch.no_grad():
             expected = fresh(*sides(case))
             for one, other in zip(network.module(*sides(case)), expected, strict=True):
