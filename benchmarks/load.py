@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from math import prod
+from math import isnan, prod
 from pathlib import Path
 
 import torch
@@ -325,7 +325,7 @@ def ratios(results: dict) -> dict[str, float]:
         "peer / load, time per byte": per_byte / (of("load") / size),
         "extra memory of peer / of its file": of("peer", "anonymous") / of("peer", "bytes"),
     }
-    return {name: value for name, value in found.items() if value == value}  # noqa: PLR0124 (NaN)
+    return {name: value for name, value in found.items() if not isnan(value)}
 
 
 def describe(results: dict) -> str:

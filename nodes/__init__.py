@@ -8,8 +8,8 @@ from comfy_api.latest import ComfyExtension
 logger = logging.getLogger("aiprod")
 
 FAMILIES = (
-    "loaders", "lora", "text", "latents", "files", "encode", "conditioning", "guiders", "sampling",
-    "upscale", "decode", "interop",
+    "loaders", "lora", "model", "text", "latents", "files", "encode", "conditioning", "guiders",
+    "sampling", "upscale", "decode", "interop", "planning", "host_guider",
 )  # fmt: skip
 
 

@@ -8,24 +8,31 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import comfy.latent_formats
 import comfy.model_management as mm
+import comfy.model_sampling
 import comfy.utils
 import folder_paths
 import torch
 from comfy.cli_args import LatentPreviewMethod, args
+from comfy.nested_tensor import NestedTensor
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 from torch import Tensor, nn
 
-from ..aiprod_engine.errors import CheckpointError, EngineError, MismatchError
+from ..aiprod_engine.errors import CheckpointError, EngineError, MismatchError, OutOfMemory
 from ..aiprod_engine.media.mp4 import Sound
-from ..aiprod_engine.memory.residency import Residency
+from ..aiprod_engine.memory.placed import Placed
+from ..aiprod_engine.memory.plan import Need
+from ..aiprod_engine.preview import LatentRGB
 from ..aiprod_engine.weights.recipe import Recipe
+from ._handle import Handle
 from ._progress import TimeLeft
 
 logger = logging.getLogger("aiprod")
 
 Cancelled = mm.InterruptProcessingException
+EVERYTHING = 1e30  # bytes; what the host itself asks for to unload all
 
 
 def compute_device() -> torch.device:
@@ -66,82 +73,13 @@ def check_cancelled() -> None:
     mm.throw_exception_if_processing_interrupted()
 
 
-class Handle:
-    """One network as the host's memory manager sees it (the contract it calls, nothing more)."""
-
-    parent = None
-
-    def __init__(self, module: nn.Module, load_device: torch.device):
-        self.residency = Residency(module)
-        self.load_device = load_device
-        self.offload_device = torch.device("cpu")
-
-    @property
-    def model(self) -> nn.Module:
-        return self.residency.module
-
-    def model_size(self) -> int:
-        return self.residency.total_bytes
-
-    def loaded_size(self) -> int:
-        return self.residency.placed_bytes
-
-    def current_loaded_device(self) -> torch.device:
-        return self.residency.device or self.offload_device
-
-    def model_dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
-
-    def model_patches_to(self, target) -> None:
-        """Nothing: adapters are part of the weights when a recipe is loaded."""
-
-    def model_patches_models(self) -> list:
-        return []
-
-    def lowvram_patch_counter(self) -> int:
-        return 0
-
-    def is_clone(self, other) -> bool:
-        return getattr(other, "model", None) is self.model
-
-    def partially_load(self, device, extra_memory=0, force_patch_weights=False) -> int:
-        """Keep as many blocks on the device as fit `extra_memory` more bytes; the rest stream."""
-        budget = self.residency.placed_bytes + extra_memory
-        return self.residency.place(torch.device(device), budget)
-
-    def partially_unload(self, device, memory_to_free=0, force_patch_weights=False) -> int:
-        """Let more blocks stream; what is then still on the device is the least that works."""
-        return self.residency.shrink(memory_to_free)
-
-    def detach(self, unpatch_all: bool = True) -> None:
-        """Release device memory; `unpatch_all=False` is the host re-sorting its list: keep all."""
-        if unpatch_all:
-            self.residency.release()
-
-    def get_ram_usage(self) -> int:
-        return self.residency.total_bytes
-
-    # newer hosts
-    def is_dynamic(self) -> bool:
-        return False
-
-    def model_mmap_residency(self, free: bool = False) -> tuple[int, int]:
-        return 0, self.residency.total_bytes
-
-    def pinned_memory_size(self) -> int:
-        return self.residency.locked_bytes
-
-    def partially_unload_ram(self, ram_to_unload: int) -> int:
-        return self.residency.unlock()
-
-
 # A handle lives as long as the recipe on the wire that asked for it; the host frees both together.
 _handles: weakref.WeakKeyDictionary[Recipe, Handle] = weakref.WeakKeyDictionary()
 
 
 @contextlib.contextmanager
 def on_device(*recipes: Recipe, activation_bytes: int = 0) -> Iterator[tuple[nn.Module, ...]]:
-    """Yield the recipes' networks with their weights on the compute device, all at once.
+    """Yield the recipes' networks with their weights on their device, all at once.
 
     Asks the host to make room for the weights and for `activation_bytes`. Call it again before
     every use: anything loaded in between may have evicted the weights.
@@ -151,10 +89,62 @@ def on_device(*recipes: Recipe, activation_bytes: int = 0) -> Iterator[tuple[nn.
     yield tuple(handle.model for handle in handles)
 
 
+@contextlib.contextmanager
+def placed(need: Need, *recipes: Recipe) -> Iterator[Placed]:
+    """As `on_device` for one phase of a run: says what it takes, and what gives if it is too much.
+
+    One line goes into the log: needed, free, plan. After a failure nothing stays on the device.
+    """
+    device, wanted = device_of(recipes[0]), need.ways[0].activations
+    with on_device(*recipes, activation_bytes=wanted):
+        handles = [_handle(recipe) for recipe in recipes]
+        free = mm.get_free_memory(device)
+        for handle in handles:  # the host may have granted more to weights than activations leave
+            if free < wanted and handle.residency.resident_bytes:
+                free += handle.residency.shrink(wanted - free)
+        residencies = [handle.residency for handle in handles]
+        phase = Placed(need, residencies, free, evict=lambda: _evict_others(device, handles))
+        logger.info("%s", phase.describe())
+        try:
+            yield phase
+        except OutOfMemory:
+            mm.unload_all_models()
+            mm.soft_empty_cache()
+            raise
+        finally:
+            phase.close()
+
+
+def _evict_others(device: torch.device, handles: Sequence[Handle]) -> bool:
+    """Let everything but `handles` leave the device; whether anything did."""
+    ours = [held for held in mm.current_loaded_models if held.model in handles]
+    before = len(mm.current_loaded_models)
+    mm.free_memory(EVERYTHING, device, keep_loaded=ours)
+    mm.soft_empty_cache()
+    return len(mm.current_loaded_models) < before
+
+
+def free_memory() -> int:
+    """Bytes for a run on the compute device: what is free and what the host could evict."""
+    device = compute_device()
+    held = (m.model_loaded_memory() for m in mm.current_loaded_models if m.device == device)
+    return int(mm.get_free_memory(device) + sum(held))
+
+
+def devices() -> list[str]:
+    """Names of the devices that a network may be sent to."""
+    return ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+
+
+def device_of(recipe: Recipe) -> torch.device:
+    """Device on which a network computes."""
+    return compute_device() if recipe.device is None else torch.device(recipe.device)
+
+
 def _handle(recipe: Recipe) -> Handle:
     handle = _handles.get(recipe)
     if handle is None:
-        handle = Handle(recipe.load(), compute_device())
+        handle = Handle(recipe.load(), device_of(recipe), recipe.residency)
         _handles[recipe] = handle
     return handle
 
@@ -286,3 +276,54 @@ def new_file(prefix: str) -> tuple[Path, dict]:
 def statistics(decoder: Recipe) -> nn.Module:
     """Per-channel statistics of a video VAE, on the CPU; the rest of it stays in its file."""
     return _handle(decoder).residency.module.per_channel_statistics
+
+
+# what the host's samplers need: see `_sampler_bridge`
+
+
+class FlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+    """Rectified flow, by the classes at which samplers of the host recognise it."""
+
+
+class Denoised(NestedTensor):
+    """A joint latent that newer hosts may also cut up as the packed one that they expect."""
+
+    def __getitem__(self, where):
+        return pack(self.tensors)[where]
+
+
+def members(samples) -> list[Tensor]:
+    """The streams of a host latent; joint ones hold video first, audio last."""
+    return list(samples.unbind()) if getattr(samples, "is_nested", False) else [samples]
+
+
+def joined(streams: Sequence[Tensor], kind: type = NestedTensor):
+    """The host latent of streams: one as it is, several as a joint one."""
+    return streams[0] if len(streams) == 1 else kind(streams)
+
+
+def pack(streams: Sequence[Tensor]) -> Tensor:
+    """What samplers carry: one stream as it is, several as (B, 1, N)."""
+    return streams[0] if len(streams) == 1 else comfy.utils.pack_latents(streams)[0]
+
+
+def unpack(packed: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """The inverse of `pack`."""
+    return [packed] if len(shapes) == 1 else comfy.utils.unpack_latents(packed, shapes)
+
+
+def fit_mask(mask: Tensor, latent: Tensor) -> Tensor:
+    """A host mask, of pixels or latents, in the shape of a latent."""
+    if mask.ndim == latent.ndim:
+        mask = mask[:, :1]  # equal in all channels
+    return comfy.utils.reshape_mask(mask.float(), latent.shape).to(latent)
+
+
+def latent_format(channels: int, axes: int, rgb: LatentRGB | None = None):
+    """What the host wants to know of latents with `axes` axes in space and time."""
+    known = comfy.latent_formats.LatentFormat()
+    known.latent_channels, known.latent_dimensions = channels, axes
+    if rgb is not None:
+        known.latent_rgb_factors = rgb.weight.T.tolist()
+        known.latent_rgb_factors_bias = rgb.bias.tolist()
+    return known

@@ -30,20 +30,25 @@ def live_preview(
 
     Call it before the transformer is placed: a new VAE is fitted here, which takes its decoder.
     """
-    side = host.preview_side()
-    if video_vae is None or side is None or latent.modalities == "audio":
-        return no_picture
+    rgb = latent_rgb(video_vae, latent)
+    return no_picture if rgb is None else LivePreview(rgb, grid_of(latent), host.preview_side())
+
+
+def latent_rgb(video_vae: sockets.VideoVAEPayload | None, latent: AVLatent) -> LatentRGB | None:
+    """Colours of the clip's latents, None where the user or the files want no picture."""
+    if video_vae is None or host.preview_side() is None or latent.modalities == "audio":
+        return None
     try:
         host.require_version("video VAE", video_vae.info.version, latent.version)
-        return LivePreview(_latent_rgb(video_vae.decoder), grid_of(latent), side)
+        return _fitted(video_vae.decoder)
     except host.Cancelled:
         raise
     except Exception as error:  # a picture is never worth a run
         host.logger.warning("no live preview: %s", error)
-        return no_picture
+        return None
 
 
-def _latent_rgb(decoder: Recipe) -> LatentRGB:
+def _fitted(decoder: Recipe) -> LatentRGB:
     rgb = _maps.get(decoder)
     if rgb is None:
         with host.on_device(decoder) as (network,):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..aiprod_engine import timing
 from ..aiprod_engine.media.mp4 import Sound
@@ -16,6 +17,7 @@ from ..aiprod_engine.pipelines.decode import (
     decode_track,
     pixel_chunks,
 )
+from ..aiprod_engine.pipelines.planning import decoding_need, sound_need
 from ..aiprod_engine.types import AVLatent
 from . import _host as host
 from . import _sockets as sockets
@@ -57,9 +59,11 @@ class DecodeVideo(Node):
     @classmethod
     def execute(cls, latent, video_vae, tiling) -> io.NodeOutput:
         host.require_version("video VAE", video_vae.info.version, latent.version)
-        with host.on_device(video_vae.decoder) as (decoder,):
+        check_decodable(latent)
+        need = decoding_need(video_vae.decoder, latent, tiling)
+        with host.placed(need, video_vae.decoder) as placed:
             advance = host.progress(latent.frames)
-            images = decode_frames(decoder, latent, tiling, on_frames=advance)
+            images = decode_frames(placed.networks[0], latent, tiling, advance, placed)
         return io.NodeOutput(images, float(latent.fps))
 
 
@@ -79,8 +83,7 @@ class DecodeAudio(Node):
     @classmethod
     def execute(cls, latent, audio_vae) -> io.NodeOutput:
         host.require_version("audio VAE", audio_vae.info.version, latent.version)
-        with host.on_device(audio_vae.decoder, audio_vae.vocoder) as (decoder, vocoder):
-            waveform, rate = decode_track(decoder, vocoder, latent)
+        waveform, rate = _track(latent, audio_vae)
         return io.NodeOutput({"waveform": waveform, "sample_rate": rate})
 
 
@@ -119,8 +122,10 @@ class DecodeToVideo(Node):
 
         @contextmanager
         def open_chunks():
-            with host.on_device(video_vae.decoder) as (decoder,):
-                yield host.counted(pixel_chunks(decoder, latent), latent.frames)
+            need = decoding_need(video_vae.decoder, latent)
+            with host.placed(need, video_vae.decoder) as placed:
+                chunks = pixel_chunks(placed.networks[0], latent, placed=placed)
+                yield host.counted(chunks, latent.frames)
 
         return io.NodeOutput(StreamedVideo(latent, open_chunks, sound))
 
@@ -129,9 +134,15 @@ def _decoded(latent: AVLatent, audio_vae: sockets.AudioVAEPayload) -> Sound | No
     if latent.audio is None:
         return None
     host.require_version("audio VAE", audio_vae.info.version, latent.version)
-    with host.on_device(audio_vae.decoder, audio_vae.vocoder) as (decoder, vocoder):
-        waveform, rate = decode_track(decoder, vocoder, latent)
+    waveform, rate = _track(latent, audio_vae)
     return Sound(waveform[0], rate)
+
+
+def _track(latent: AVLatent, audio_vae: sockets.AudioVAEPayload) -> tuple[Tensor, int]:
+    """Waveform (B, 2, S) on the CPU and its rate."""
+    recipes = audio_vae.decoder, audio_vae.vocoder
+    with host.placed(sound_need(*recipes, latent), *recipes) as placed:
+        return placed.run(lambda decoder, vocoder: decode_track(decoder, vocoder, latent))
 
 
 def _given(audio: dict, latent: AVLatent) -> Sound:

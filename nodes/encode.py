@@ -8,6 +8,8 @@ from comfy_api.latest import io
 
 from ..aiprod_engine import timing
 from ..aiprod_engine.pipelines.encode import encode_frames, encode_track
+from ..aiprod_engine.pipelines.planning import guides_need
+from ..aiprod_engine.types import AVLatent
 from . import _host as host
 from . import _sockets as sockets
 from ._schema import Node, make_input, make_schema
@@ -44,7 +46,9 @@ class EncodeVideo(Node):
                 "Encode Video: clips have 8k + 1 frames; using the first %d of %d",
                 frames, len(images),
             )  # fmt: skip
-        with host.on_device(video_vae.encoder) as (encoder,):
+        recipe, size = video_vae.encoder, AVLatent(None, None, frames, *images.shape[1:3], fps)
+        with host.placed(guides_need(recipe, size, frames), recipe) as placed:
+            (encoder,) = placed.networks
             clip = encode_frames(encoder, images[:frames], fps, host.progress(frames))
         return io.NodeOutput(replace(clip, version=video_vae.info.version))
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..aiprod_engine import timing
 from ..aiprod_engine.errors import MismatchError
+from ..aiprod_engine.pipelines.stage import grid_of
 from ..aiprod_engine.types import AVLatent
+from . import _host as host
 from . import _sockets as sockets
 from ._schema import Node, make_input, make_schema
 
 CATEGORY = "AIPROD/interop"
+AXES = {"video": 5, "audio": 4}
 
 
 class SplitLatent(Node):
@@ -58,32 +64,46 @@ class JoinLatent(Node):
                     tooltip="Frames per second of the clip.",
                 ),
                 io.Latent.Input("audio_latent", optional=True),
+                sockets.Latent.Input(
+                    "like", optional=True,
+                    tooltip="The clip that the latents were made for: gives length, frame rate "
+                    "and release; fps is then ignored.",
+                ),
             ],
             outputs=[sockets.Latent.Output("latent", display_name="latent")],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, video_latent, fps, audio_latent=None) -> io.NodeOutput:
-        streams = _members(video_latent)
+    def execute(cls, video_latent, fps, audio_latent=None, like=None) -> io.NodeOutput:
+        streams = host.members(video_latent["samples"])
         if audio_latent is not None:
-            streams += _members(audio_latent)
-        for name, samples, dims in zip(("video", "audio"), streams, (5, 4), strict=False):
-            if samples.ndim != dims:
+            streams += host.members(audio_latent["samples"])
+        names = ("audio",) if like and like.modalities == "audio" else ("video", "audio")
+        given = {name: samples.float() for name, samples in zip(names, streams, strict=False)}
+        for name, samples in given.items():
+            if samples.ndim != AXES[name]:
                 raise MismatchError(
-                    f"a {name} latent has {dims} dimensions, this one {samples.ndim}: "
+                    f"a {name} latent has {AXES[name]} dimensions, this one {samples.ndim}: "
                     f"{tuple(samples.shape)}"
                 )
-        video = streams[0].float()
-        audio = streams[1].float() if len(streams) > 1 else None
-        frames = timing.pixel_frames(video.shape[2])
-        height, width = (side * timing.SPACE_FACTOR for side in video.shape[3:])
-        return io.NodeOutput(AVLatent(video, audio, frames, height, width, fps))
+        if like is None:
+            frames, height, width = given["video"].shape[2:]
+            side = timing.SPACE_FACTOR
+            like = AVLatent(
+                None, None, timing.pixel_frames(frames), height * side, width * side, fps
+            )
+        _check_size(given.get("video"), like)
+        return io.NodeOutput(replace(like, **given))
 
 
-def _members(latent: dict) -> list:
-    """The tensors of a host latent; joint ones hold video first, audio last."""
-    samples = latent["samples"]
-    return list(samples.unbind()) if getattr(samples, "is_nested", False) else [samples]
+def _check_size(video: Tensor | None, clip: AVLatent) -> None:
+    grid = grid_of(clip)
+    size = (grid.frames, grid.height, grid.width)
+    if video is not None and tuple(video.shape[2:]) != size:
+        raise MismatchError(
+            f"a clip of {clip.width}x{clip.height}, {clip.frames} frames has a latent of {size} "
+            f"cells, this one has {tuple(video.shape[2:])}; connect the clip that it was made for"
+        )
 
 
 NODES = [SplitLatent, JoinLatent]

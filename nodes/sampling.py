@@ -12,6 +12,7 @@ from ..aiprod_engine.pipelines.audio_to_video import for_given_sound
 from ..aiprod_engine.pipelines.encoders import encode_sound, encode_video
 from ..aiprod_engine.pipelines.extend import Extension, carried, check_extension, joined
 from ..aiprod_engine.pipelines.guides import AudioTrackGuide, Encoders, encode_guides
+from ..aiprod_engine.pipelines.planning import guides_need, sampling_need
 from ..aiprod_engine.pipelines.stage import SAMPLERS, Noise, Stage, Start, grid_of, run_stage
 from ..aiprod_engine.sampling import presets, schedules
 from ..aiprod_engine.sampling.denoise import Contexts
@@ -250,12 +251,14 @@ def _sampled(
         if event == "step":
             advance(value.index + 1, picture(value))
 
+    def stop(_: int) -> None:
+        host.check_cancelled()
+
     recipe = transformer_of(model, start.latent)
     noise = Noise.seeded(seed, start.latent.noise)
-    with host.on_device(recipe) as (transformer,):
-        done = run_stage(
-            transformer, start, stage, noise, tell, on_block=lambda _: host.check_cancelled()
-        )
+    with host.placed(sampling_need(recipe, start), recipe) as placed:
+        (transformer,) = placed.networks
+        done = run_stage(transformer, start, stage, noise, tell, stop, placed.attempt)
     # a second stage with the same seed goes on with these numbers, as the authors' pipelines do
     return replace(done, noise=NoiseState(seed, noise.initial.generator.get_state()))
 
@@ -277,8 +280,9 @@ def encoded(
         if guides.video_vae is None:
             raise MismatchError("these guides hold pictures; connect a video VAE to one of them")
         host.require_version("guides' video VAE", guides.video_vae.info.version, latent.version)
-        with host.on_device(guides.video_vae.encoder) as (encoder,):
-            return encode_video(encoder, frames)
+        recipe = guides.video_vae.encoder
+        with host.placed(guides_need(recipe, latent), recipe) as placed:
+            return encode_video(placed.networks[0], frames)
 
     def audio(sound):
         host.require_version("guides' audio VAE", guides.audio_vae.info.version, latent.version)

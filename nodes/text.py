@@ -8,6 +8,7 @@ from torch import Tensor
 from ..aiprod_engine.media.pixels import to_bytes
 from ..aiprod_engine.models.text.generate import Sampling
 from ..aiprod_engine.pipelines.enhance import Idea, Writing, enhancing_bytes, look_at, write
+from ..aiprod_engine.pipelines.planning import connector_need, prompt_need
 from ..aiprod_engine.pipelines.prompts import contexts, hidden_states
 from ..aiprod_engine.weights import configuration, load_tokenizer
 from ..aiprod_engine.weights.recipe import Recipe
@@ -59,13 +60,17 @@ class EncodePrompt(Node):
     @classmethod
     def execute(cls, text_encoder, text, negative_text="") -> io.NodeOutput:
         tokenizer = load_tokenizer(text_encoder.encoder.files)
-        with host.on_device(text_encoder.encoder) as (encoder,):
-            states = [
-                hidden_states(tokenizer, encoder, prompt, on_layer=host.check_cancelled)
-                for prompt in (text, negative_text)
-            ]
-        with host.on_device(text_encoder.parts.connector) as (connector,):
-            encoded = [contexts(connector, each, text_encoder.version) for each in states]
+        texts, recipe = (text, negative_text), text_encoder.encoder
+
+        def states(encoder):
+            stop = host.check_cancelled
+            return [hidden_states(tokenizer, encoder, each, on_layer=stop) for each in texts]
+
+        with host.placed(prompt_need(recipe, len(texts)), recipe) as placed:
+            found = placed.run(states)
+        recipe, version = text_encoder.parts.connector, text_encoder.version
+        with host.placed(connector_need(recipe, len(texts)), recipe) as placed:
+            encoded = placed.run(lambda network: [contexts(network, s, version) for s in found])
         return io.NodeOutput(*encoded)
 
 

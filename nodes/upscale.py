@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..aiprod_engine.pipelines.planning import upsampling_need
 from ..aiprod_engine.pipelines.upsample import upsample
 from . import _host as host
 from . import _sockets as sockets
@@ -33,8 +34,10 @@ class UpsampleLatent(Node):
         host.require_version("upsampler", upsampler.info.version, latent.version)
         host.require_version("video VAE", video_vae.info.version, latent.version)
         statistics = host.statistics(video_vae.decoder)
-        with host.on_device(upsampler.upsampler) as (network,):
-            return io.NodeOutput(upsample(network, statistics, latent))
+        recipe = upsampler.upsampler
+        with host.placed(upsampling_need(recipe, latent), recipe) as placed:
+            done = placed.run(lambda network: upsample(network, statistics, latent))
+        return io.NodeOutput(done)
 
 
 NODES = [UpsampleLatent]

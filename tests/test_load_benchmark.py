@@ -12,6 +12,9 @@ BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "load.py"
 ALLOWANCE = 40 << 20
 
 
+pytestmark = pytest.mark.slow  # one process per measurement
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("benchmark")

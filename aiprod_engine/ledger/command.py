@@ -17,7 +17,7 @@ def add_files(commands: argparse._SubParsersAction) -> None:
     )
     command.set_defaults(run=files)
     command.add_argument("--models", type=Path, nargs="+", metavar="DIR",
-                         help="models folders; default: that of the host around this pack")  # fmt: skip
+                         help="models folders; default: those of the host around")  # fmt: skip
     command.add_argument("--workflow", metavar="NAME", help="only what this workflow needs")
     command.add_argument("--download", metavar="NAME", help="fetch this file of the ledger")
     command.add_argument("--endpoint", metavar="URL", help="mirror of the hub to fetch it from")

@@ -13,6 +13,7 @@ from ..memory import estimate
 from ..memory.estimate import StreamSize
 from ..memory.plan import Need, Plan, Way, Weights, plan
 from ..models.text.decoder import TextDecoder
+from ..models.text.tokenizer import MAX_LENGTH
 from ..models.transformer import Transformer
 from ..types import AVLatent, TokenState
 from ..weights import configuration
@@ -22,7 +23,6 @@ from ..weights.precision import BFLOAT16, FP8_STORAGE
 from ..weights.recipe import Recipe
 from ..weights.source import Stored, find
 from .decode import decode_ways
-from ..models.text.tokenizer import MAX_LENGTH
 from .stage import Start, initial_states
 
 _BLOCKS = {"transformer": Transformer.streamable, "text_encoder": TextDecoder.streamable}

@@ -21,6 +21,7 @@ from .planning import connector_need, prompt_need
 
 logger = logging.getLogger(__name__)
 
+
 def encode_prompts(networks: Networks, texts: Sequence[str]) -> list[TextContext]:
     """Block P: contexts of all prompts in one visit to Gemma and one to the connectors."""
     tokenizer, recipe = networks.tokenizer(), networks.recipe("text_encoder")

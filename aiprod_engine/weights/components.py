@@ -27,8 +27,8 @@ from .source import Source
 class Component:
     """`configure` reads the section (and the caller's modalities), `build` makes the module.
 
-    `plain`: starts of layer names that must not stay quantised because the network reads their
-    weights itself. `float32`: its parameters are float32 whatever is asked for.
+    `plain`: starts of layer names that are decoded when they are loaded: they multiply once per
+    prompt. `float32`: its parameters are float32 whatever is asked for.
     """
 
     configure: Callable[[Source, str | None], object]

@@ -91,7 +91,7 @@ class AdaptedNetwork:
         return self.module
 
     def swap(self, loras: Loras) -> Swap:
-        """Use `loras` (path, strength) from now on; raises before any change if one does not fit."""
+        """Use `loras` (path, strength) from now on; raises before any change if one cannot be."""
         adapters = self._matched(loras)
         done = self._change(adapters)
         self.loras, self._adapters = tuple(loras), adapters
