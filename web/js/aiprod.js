@@ -13,6 +13,7 @@ const COLORS = {
   "AIPROD/sampling": "yellow",
   "AIPROD/upscaling": "yellow",
   "AIPROD/decode": "red",
+  "AIPROD/planning": "pale_blue",
 };
 
 const SIZES = {
@@ -20,6 +21,7 @@ const SIZES = {
   AIPRODEncodePrompt: [420, 300],
   AIPRODEnhancePrompt: [420, 480],
   AIPRODInspectFile: [420, 320],
+  AIPRODPlan: [480, 480],
 };
 
 // The same rules as aiprod_engine/timing.py, which has the last word when the prompt is queued.

@@ -1,0 +1,123 @@
+"""Memory ends in each phase of `generate`: the run completes with less, or names what to change.
+
+A CPU with a budget plays the device.
+"""
+
+import pytest
+import torch
+from tiny_checkpoint import write_checkpoint, write_upsampler
+from tiny_gemma import write_gemma
+
+from aiprod_engine.cli import main
+from aiprod_engine.generate import output
+from aiprod_engine.media.tensor_files import load_clip
+from aiprod_engine.models.transformer import Transformer
+from aiprod_engine.models.video_vae.blocks import Conv
+from aiprod_engine.pipelines import prompts, run
+
+# phase -> what computes in it, and what a user can change
+PHASES = {
+    "encode prompt": (prompts, "hidden_states", "shorten the text"),
+    "connect prompt": (prompts, "contexts", "shorten the text"),
+    "sample": (Transformer, "forward", "lower width, height or frames"),
+    "upsample": (run, "upsample", "lower width, height or frames"),
+    "decode video": (Conv, "window", "lower width or height"),
+    "decode audio": (output, "decode_track", "lower frames"),
+}
+LAST = ("decode video", "decode audio")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    write_checkpoint(folder / "2.3.safetensors", "2.3")
+    write_upsampler(folder / "up.safetensors", "2.3")
+    _, gemma = write_gemma(folder, 0)
+    gemma.rename(folder / "gemma.safetensors")
+    return folder
+
+
+@pytest.fixture
+def generate(files, tmp_path):
+    """`generate(*options)`: exit code and sampled clip, None if there is none."""
+
+    def run_command(*more, vram="4"):
+        clip = tmp_path / "clip.latent.safetensors"
+        clip.unlink(missing_ok=True)
+        code = main([
+            "generate", "--pipeline", "distilled", "--prompt", "A fox.", "--device", "cpu",
+            "--checkpoint", str(files / "2.3.safetensors"), "--vram", vram,
+            "--text-encoder", str(files / "gemma.safetensors"),
+            "--upsampler", str(files / "up.safetensors"),
+            "--width", "128", "--height", "128", "--frames", "9",
+            "--output", str(tmp_path / "clip.mp4"), *more,
+        ])  # fmt: skip
+        return code, load_clip(clip) if clip.exists() else None
+
+    return run_command
+
+
+@pytest.fixture
+def expected(generate, tmp_path):
+    code, clip = generate("--save-latent", str(tmp_path / "clip.latent.safetensors"))
+    assert code == 0
+    return clip
+
+
+def fail(monkeypatch, phase, calls):
+    """Let the given calls of what computes in `phase` run out of memory."""
+    place, name, remedy = PHASES[phase]
+    function, seen = getattr(place, name), []
+
+    def failing(*args, **options):
+        seen.append(1)
+        if len(seen) in calls:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return function(*args, **options)
+
+    monkeypatch.setattr(place, name, failing)
+    return remedy
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_run_completes_with_less(phase, generate, expected, monkeypatch, tmp_path, caplog):
+    caplog.set_level("INFO")
+    fail(monkeypatch, phase, calls={1})
+    code, clip = generate("--save-latent", str(tmp_path / "clip.latent.safetensors"))
+    assert code == 0
+    assert torch.equal(clip.video, expected.video)
+    assert torch.equal(clip.audio, expected.audio)
+    assert f"{phase} ran out of memory; going on with" in caplog.text
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_run_stops_with_one_sentence_and_keeps_what_was_sampled(
+    phase, generate, monkeypatch, capsys, caplog
+):
+    remedy = fail(monkeypatch, phase, calls=range(1, 10_000))
+    code, clip = generate()
+    assert code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"{phase} must fit into memory: it needs ")
+    assert error.endswith(f"is free; {remedy}")
+    assert (clip is not None) == (phase in LAST)
+    if clip is not None:
+        assert "what was sampled is in" in caplog.text
+
+
+@pytest.mark.parametrize(("residency", "vram"), [("stream", "4"), ("resident", "4"),
+                                                 ("auto", "0.002")])  # fmt: skip
+def test_residency_changes_no_bit(residency, vram, generate, expected, tmp_path, caplog):
+    caplog.set_level("INFO")
+    latent = ("--save-latent", str(tmp_path / "clip.latent.safetensors"))
+    code, clip = generate("--residency", residency, *latent, vram=vram)
+    assert code == 0
+    assert torch.equal(clip.video, expected.video)
+    lines = [line for line in caplog.messages if line.startswith("sample: needs")]
+    assert len(lines) == 2
+    assert all(("stream" in line) == (residency != "resident") for line in lines), lines
+
+
+def test_a_budget_is_positive(generate, capsys):
+    assert generate(vram="0") == (2, None)
+    assert "--vram must be above 0 GiB" in capsys.readouterr().err
