@@ -87,23 +87,36 @@ class Placed:
                 if not is_out_of_memory(error):
                     raise
             # Only here the error is gone, and with it the frames that hold the failed tensors.
-            self.make_room()
-
-    def make_room(self) -> None:
-        """Take one thing off the device after an out-of-memory; raises when nothing is left."""
-        if not self.gives():
-            raise self.failure()
+            if not self.gives() and not self.leaves():
+                raise self.failure()
 
     def gives(self) -> bool:
-        """Take one thing off the device that is no part of the result; False if nothing is left."""
+        """Take something off the device after an out-of-memory; False if nothing can be."""
         release_cached()
-        taken = self._take()
-        if taken is not None:
+        kept = self._taken()
+        if kept is not None:
             release_cached()
-            _log.warning("%s ran out of memory; going on with %s", self.need.name, taken)
-        return taken is not None
+            self.warn(kept)
+        return kept is not None
 
-    def _take(self) -> str | None:
+    def leaves(self) -> bool:
+        """Let a phase that may go on at the CPU; False if it may not or is there already."""
+        if self._has_left or not self.need.may_leave:
+            return False
+        self._has_left = True
+        for residency in self._residencies:
+            residency.release()
+            residency.always_copies = False
+            residency.place(_CPU)
+        release_cached()
+        self.warn("the CPU, slowly")
+        return True
+
+    def warn(self, plan: str) -> None:
+        """Say that memory ran out and how the phase goes on."""
+        _log.warning("%s ran out of memory; going on with %s", self.need.name, plan)
+
+    def _taken(self) -> str | None:
         if self._evict():
             return "everything else off the device"
         if held := sum(residency.resident_bytes for residency in self._residencies):
@@ -111,13 +124,6 @@ class Placed:
                 residency.shrink(max(residency.resident_bytes / 2, 1))
             if sum(residency.resident_bytes for residency in self._residencies) < held:
                 return self._kept()
-        if self.need.may_leave and not self._has_left:
-            self._has_left = True
-            for residency in self._residencies:
-                residency.release()
-                residency.always_copies = False
-                residency.place(_CPU)
-            return "the CPU, slowly"
         return None
 
     def failure(self) -> OutOfMemory:

@@ -24,6 +24,7 @@ from ..types import AVLatent
 _log = logging.getLogger(__name__)
 
 TILINGS = ("auto", "tiled", "off")
+STREAMED = "frame by frame"
 # Overlap tiles, largest first: the authors' default, their former one, and two for small devices.
 _TILES = (TileSizes(768), TileSizes(512), TileSizes(256), TileSizes(128, 32))
 
@@ -65,7 +66,7 @@ def decode_ways(
     if tiling not in TILINGS:
         raise MismatchError(f"tiling must be one of {', '.join(TILINGS)}, got {tiling!r}")
     whole = DecodeWay("all at once", estimate.decode_untiled(config, latent, itemsize), None, True)
-    streamed = DecodeWay("frame by frame", estimate.decode_streamed(config, latent, itemsize))
+    streamed = DecodeWay(STREAMED, estimate.decode_streamed(config, latent, itemsize))
     tiles = [_tiles(config, latent, itemsize, sizes) for sizes in _TILES]
     ways = {"off": [whole, streamed, *tiles], "auto": [streamed, *tiles], "tiled": tiles}[tiling]
     smaller = (w for i, w in enumerate(ways) if _saves(w, ways[:i]))
@@ -123,15 +124,14 @@ def pixel_chunks(
     the next one goes on after the last frame: what was handed out is final.
     """
     check_decodable(latent)
-    weight = decoder.conv_in.conv.weight
-    size = latent.video.shape[2:]
-    ways = decode_ways(decoder.config, size, weight.element_size(), tiling)
+    itemsize = decoder.conv_in.conv.weight.element_size()
+    ways = decode_ways(decoder.config, latent.video.shape[2:], itemsize, tiling)
     placed = placed or Placed.alone("decode video", decoder)
     fitting = (i for i, way in enumerate(ways) if way.activations <= placed.room)
     first = next(fitting, len(ways) - 1)
     if first:
         _log.warning("decode video: %s, to fit into memory", ways[first].name)
-    return _chunks(decoder, latent.video[:1].to(weight), ways[first:], placed)
+    return _chunks(decoder, latent.video[:1], ways[first:], placed)
 
 
 def check_decodable(latent: AVLatent) -> None:
@@ -156,16 +156,20 @@ def _chunks(
                 raise
         if placed.gives():  # the same way once more
             continue
-        if len(ways) == 1:
+        if len(ways) > 1:
+            del ways[0]
+            placed.warn(ways[0].name)
+        elif placed.leaves():
+            ways = [DecodeWay(STREAMED, 0)]
+        else:
             raise placed.failure()
-        del ways[0]
-        _log.warning("decode video ran out of memory; going on with %s", ways[0].name)
 
 
 def _rest(decoder: VideoDecoder, video: Tensor, way: DecodeWay, emitted: int) -> Iterator[Tensor]:
     """Chunks after the first `emitted` frames."""
     start, skipped = resume_point(decoder.config, emitted)
-    for chunk in way.chunks(decoder, video[:, :, start:]):
+    left = video[:, :, start:].to(decoder.conv_in.conv.weight)  # which may have left the device
+    for chunk in way.chunks(decoder, left):
         kept = chunk[:, :, skipped:]
         skipped -= chunk.shape[2] - kept.shape[2]
         if kept.shape[2]:

@@ -132,7 +132,8 @@ def decoding_need(decoder: Recipe, clip: AVLatent, tiling: str = "auto") -> Need
     """The ways of `decode_ways`."""
     ways = decode_ways(_config(decoder), latent_size(clip), _itemsize(decoder), tiling)
     plain = tuple(Way(way.name, way.activations) for way in ways)
-    return Need("decode video", (stored_weights(decoder),), plain, "lower width or height")
+    held = (stored_weights(decoder),)
+    return Need("decode video", held, plain, "lower width or height", may_leave=True)
 
 
 def sound_need(decoder: Recipe, vocoder: Recipe, clip: AVLatent) -> Need:

@@ -1,5 +1,7 @@
 """Decode goes on where memory ended: exactly where it can, in tiles where it must."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -85,6 +87,15 @@ def test_emitted_frames_are_final_and_tiles_finish_the_clip(decoder, clip, fail_
     found = torch.cat([chunk[0].movedim(0, -1) for chunk in chunks])
     assert torch.equal(((found[:exact] + 1) / 2).clamp(0, 1), expected[:exact])
     assert found.isfinite().all()
+
+
+def test_after_the_smallest_tiles_the_cpu_goes_on_exactly(decoder, clip, fail_at, caplog):
+    expected = decode_frames(decoder, clip)
+    fail_at(1, 2)
+    placed = phase(decoder)
+    placed.need = replace(placed.need, may_leave=True)
+    assert torch.equal(decode_frames(decoder, clip, placed=placed), expected)
+    assert "the CPU, slowly" in caplog.text
 
 
 def test_the_last_resort_ends_with_a_sentence(decoder, clip, fail_at):
