@@ -70,11 +70,11 @@ class Core:
 
 
 class Patcher:
-    """Stands where the host has the wrapper of a model; weights are placed by `host.on_device`."""
+    """Stands where the host has the wrapper of a model; weights are placed by `host.placed`."""
 
-    def __init__(self, model: Core) -> None:
+    def __init__(self, model: Core, device: torch.device) -> None:
         self.model = model
-        self.load_device = host.compute_device()
+        self.load_device = device
         self.offload_device = torch.device("cpu")
         self.model_options: dict[str, Any] = {"transformer_options": {}}
 
@@ -118,7 +118,7 @@ class HostGuider:
         self._recipe = transformer_of(job.model, job.start.latent)
         first = next(iter(self._shapes.values()))
         self.inner_model = Core(job, channels=first[0], axes=len(first) - 1)
-        self.model_patcher = Patcher(self.inner_model)
+        self.model_patcher = Patcher(self.inner_model, host.device_of(self._recipe))
         self._run: _Run | None = None
 
     def __repr__(self) -> str:
@@ -192,6 +192,7 @@ class HostGuider:
         if callback is None:
             return None
         shapes, shown = self._run.shapes, self._run.shown
+        self.inner_model.denoised = None
 
         def told(step: int, x0: Tensor, x: Tensor, total: int) -> None:
             self.inner_model.denoised = host.unpack(x0, shapes)

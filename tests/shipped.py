@@ -31,3 +31,26 @@ def saved(outcome, base, kind="images"):
     """Path of the one file that a finished prompt saved."""
     (result,) = [o[kind][0] for o in outcome.outputs.values() if kind in o]
     return base / "output" / result["subfolder"] / result["filename"]
+
+
+def with_host_sampler(prompt: dict, sampler: str = "euler", steps: int = 3) -> dict:
+    """The prompt with the host's sampling nodes in place of its one Sampler."""
+
+    def node(class_type: str, **inputs) -> dict:
+        return {"class_type": class_type, "inputs": inputs}
+
+    (key,) = [k for k, n in prompt.items() if n["class_type"] == "AIPRODSampler"]
+    (schedule,) = [n for n in prompt.values() if n["class_type"] == "AIPRODSchedule"]
+    schedule["inputs"]["steps"] = steps
+    given = prompt[key]["inputs"]
+    inputs = ("model", "guider", "latent", "guides", "video_vae")
+    return prompt | {
+        "guider": node("AIPRODHostGuider", **{n: given[n] for n in inputs if n in given}),
+        "noise": node("RandomNoise", noise_seed=steps),
+        "kind": node("KSamplerSelect", sampler_name=sampler),
+        "sample": node(
+            "SamplerCustomAdvanced", noise=["noise", 0], guider=["guider", 0],
+            sampler=["kind", 0], sigmas=given["sigmas"], latent_image=["guider", 1],
+        ),
+        key: node("AIPRODJoinLatent", video_latent=["sample", 0], fps=1.0, like=given["latent"]),
+    }  # fmt: skip

@@ -118,7 +118,7 @@ class Request:
         check_strength(options.attention, "attention strength")
         check_strength(options.reference_strength, "reference strength")
         for guide in self.images:
-            check_strength(guide.strength)
+            guide.check(clip)
 
     @cached_property
     def clip(self) -> AVLatent:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
@@ -52,18 +51,10 @@ def _to_srgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def default_crf(version: str | None) -> int:
-    """Recompression that stills get by default: 33 for 2.0 and 2.3, 18 from 2.4 on.
-
-    Training stills were frames of compressed video; a pristine one tends to freeze the motion.
-    """
-    numbers = [int(n) for n in re.findall(r"\d+", version or "")[:2]]
-    return 18 if numbers >= [2, 4] else 33
-
-
 def recompress(image: Tensor, crf: int) -> Tensor:
     """`image` (H, W, 3) uint8 after one frame of H.264; sides cut to even.
 
+    Training stills were frames of compressed video; a pristine one tends to freeze the motion.
     Unchanged if `crf` is 0 or a side is shorter than 2.
     """
     import av

@@ -27,10 +27,17 @@ from ..latents.conditioning import (
 from ..latents.long_video import conform_length
 from ..latents.references import ReferenceAudio, ReferenceLatent
 from ..latents.regions import MaskItem, TemporalRegion, inpaint_mask, mask_downsample
-from ..latents.rules import check_reference_size, check_region, check_strength
-from ..media.images import default_crf, fill_resize, frames_to_video, recompress
+from ..latents.rules import (
+    check_frame_index,
+    check_latent_span,
+    check_reference_size,
+    check_region,
+    check_strength,
+)
+from ..media.images import fill_resize, frames_to_video, recompress
 from ..media.mp4 import Sound
 from ..models.audio_vae.codec import fit_track
+from ..sampling.presets import preset
 from ..types import AVLatent
 from ..weights.ic_lora import Reference
 from .stage import Start
@@ -90,8 +97,18 @@ class ImageGuide:
     policy: ImagePolicy = "combined"
     order: ClassVar[int] = _IMAGE
 
+    def check(self, clip: AVLatent) -> None:
+        """Raise unless strength and place are possible in `clip`."""
+        check_strength(self.strength)
+        frame = _from_start(self.frame, clip.frames)
+        if self.policy == "replacing":
+            check_latent_span(frame, 1, timing.latent_frames(clip.frames))
+        else:
+            check_frame_index(frame, clip.frames)
+
     def add(self, start: Start, encode: Encoders, reference: Reference) -> Start:  # noqa: ARG002
-        crf = default_crf(start.latent.version) if self.crf is None else self.crf
+        self.check(start.latent)
+        crf = preset(start.latent.version).crf if self.crf is None else self.crf
         latent = encode.video(pixels([recompress(self.image, crf)], start.latent))
         frame = _from_start(self.frame, start.latent.frames)
         return _with_video(start, image_item(latent, frame, self.strength, self.policy))

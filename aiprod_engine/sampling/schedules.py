@@ -46,10 +46,12 @@ def ltx2(
     """
     _check_steps(steps, least=2)  # a single step would be [terminal, 0]
     shift = math.exp(base_shift + (max_shift - base_shift) * (tokens - 1024) / (4096 - 1024))
-    times = torch.linspace(1.0, 0.0, steps + 1)[:-1]
-    sigmas = shift / (shift + (1 / times - 1))
+    odds = 1 / torch.linspace(1.0, 0.0, steps + 1)[:-1] - 1
+    sigmas = shift / (shift + odds)
     if stretch:
         clean = 1 - sigmas
+        if clean[-1] == 0:  # from some 50,000 tokens on float32 sees no distance to 1
+            clean = odds / (shift + odds)
         sigmas = 1 - clean / (clean[-1] / (1 - terminal))
     return torch.cat([sigmas, sigmas.new_zeros(1)])
 
@@ -107,6 +109,8 @@ def _beta_quantile(p: float, a: float, b: float) -> float:
     low, high = 0.0, 1.0
     for _ in range(60):  # halvings down to the resolution of a double
         middle = (low + high) / 2
+        if middle == 1:  # no double lies between
+            break
         if _beta_cdf(middle, a, b) < p:
             low = middle
         else:

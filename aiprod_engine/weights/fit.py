@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 from itertools import combinations
 
 from ..errors import MismatchError
-from .info import Info
+from .info import Info, release
 from .quant_formats import parse_json
+
+_NAMED = (2, 4)  # the first release whose files name their Gemma
 
 
 def check_fit(*infos: Info) -> tuple[str, ...]:
@@ -58,9 +60,19 @@ def _check_pair(info: Info, other: Info) -> None:
 
 
 def _check_gemma(model: Info, encoder: Info) -> None:
-    """2.5 names the Gemma it was trained with; 2.0 and 2.3 use Gemma 3."""
+    """2.5 names the Gemma it was trained with; 2.0 and 2.3 use Gemma 3.
+
+    Without a name and without a `model_version` nothing is wrong: many repackings carry neither.
+    """
     wanted = _object(model.metadata.get("gemma_source_checkpoint")).get("gemma_version")
     found = _object(encoder.metadata.get("gemma_config")).get("gemma_version")
+    must_name = release(model.metadata.get("model_version")) >= _NAMED
+    if must_name and wanted is None and found is not None:
+        raise MismatchError(
+            f"{model.name} does not name the Gemma that it was trained with "
+            f"(gemma_source_checkpoint), as files of its version must; {encoder.name} is "
+            f"{str(found)[:60]!r}: take both from the same release"
+        )
     if wanted is not None and wanted != found:
         raise MismatchError(
             f"{model.name} was trained with {str(wanted)[:60]!r}, {encoder.name} is "

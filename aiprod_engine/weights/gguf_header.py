@@ -171,9 +171,9 @@ def _logical_shape(reader: _Reader, name: str, stored: tuple, values: dict) -> t
     original = values.get(_ORIGINAL_SHAPE + name)
     if original is None:
         return tuple(reversed(stored))
-    whole = all(type(size) is int and size >= 0 for size in original)
-    if not whole or prod(original) != prod(stored):
-        raise reader.bad(f"gives {short(name)} an original shape of another size")
+    is_shape = isinstance(original, tuple) and all(type(n) is int and n >= 0 for n in original)
+    if not is_shape or prod(original) != prod(stored):
+        raise reader.bad(f"gives {short(name)} no original shape of its size")
     return tuple(original)
 
 

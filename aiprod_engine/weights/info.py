@@ -52,16 +52,19 @@ class Info:
         return "\n".join(lines)
 
 
-def generation(text: str | None) -> str | None:
-    """Newest generation that is not above a version string ("2.3.rc1" -> "2.3")."""
+def release(text: str | None) -> tuple[int, ...]:
+    """Leading integers of a version string ("2.3.rc1" -> (2, 3))."""
     numbers = []
     for word in (text or "").replace("-", ".").split("."):
         if not word.isascii() or not word.isdigit() or len(word) > 9:
             break
         numbers.append(int(word))
-    if not numbers:
-        return None
-    known = [g for g in GENERATIONS if [int(n) for n in g.split(".")] <= numbers]
+    return tuple(numbers)
+
+
+def generation(text: str | None) -> str | None:
+    """Newest generation that is not above a version string ("2.3.rc1" -> "2.3")."""
+    known = [g for g in GENERATIONS if release(g) <= release(text)]
     return known[-1] if known else None
 
 

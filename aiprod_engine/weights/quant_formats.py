@@ -217,7 +217,7 @@ class _Layer:
     def recorded(self, record: dict) -> LayerFormat:
         """Format named by the layer's record; its tensors must agree."""
         name = record.get("format")
-        if name not in SUMMARY or name == "fp8_cast":
+        if not isinstance(name, str) or name not in SUMMARY or name == "fp8_cast":
             known = ", ".join(key for key in SUMMARY if key != "fp8_cast")
             raise self.bad(f"has the unknown format {short(name)}; known: {known}")
         rotation = None

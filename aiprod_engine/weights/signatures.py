@@ -20,10 +20,7 @@ _ADAPTER_TEXT_SIDE = (
     *("text_embedding_projection", "text_encoders.", "lora_te", "diffusion_model.connectors."),
     *("connectors.", "base_model.model.text_embedding_projection"),
 )
-_REFERENCE_KEYS = (
-    *("reference_downscale_factor", "reference_spatial_scale_factor"),
-    *("reference_temporal_scale_factor", "hdr_transform", "use_hdr_transform"),
-)
+_REFERENCE_KEYS = ("reference_", "hdr_transform", "use_hdr_transform")  # starts of metadata keys
 _GEMMA_LAYER = re.compile(
     r"(model\.|language_model\.model\.|model\.language_model\.|)layers\.(\d{1,4})\."
     r"(self_attn\.q_norm|pre_feedforward_layernorm|input_layernorm)\.weight"
@@ -67,7 +64,7 @@ def adapter(found: Keys) -> Info | None:
     )
     if not adapters or plain:
         return None
-    is_reference = any(key in found.metadata for key in _REFERENCE_KEYS)
+    is_reference = any(key.startswith(_REFERENCE_KEYS) for key in found.metadata)
     own = [key for key in adapters if not key.startswith(_ADAPTER_TEXT_SIDE)] or adapters
     starts = [next((p for p in _ADAPTER_PREFIXES if key.startswith(p)), "") for key in own]
     prefix = max(dict.fromkeys(starts), key=starts.count)
@@ -237,8 +234,7 @@ def _text_version(found: Keys) -> str | None:
         for key in found.tensors
     ):
         return "2.3|2.5"
-    registers = [i.shape for k, i in found.tensors.items() if k.endswith("learnable_registers")]
-    widths = {shape[-1] for shape in registers if shape}
+    widths = {i.shape[-1] for k, i in found.tensors.items() if "_connector." in k and i.shape}
     if 3840 in widths:
         return "2.0"
     gated = any("connector" in k and "to_gate_logits" in k for k in found.tensors)

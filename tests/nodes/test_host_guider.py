@@ -6,9 +6,9 @@ from importlib import import_module
 
 import pytest
 import torch
-from host_client import HostClient, PromptFailed, PromptInterrupted
+from host_client import PromptFailed, PromptInterrupted
 from mp4_check import problems, read_movie
-from shipped import FPS, FRAMES, HEIGHT, WIDTH, saved, small
+from shipped import FPS, FRAMES, HEIGHT, WIDTH, saved, small, with_host_sampler
 from tiny_checkpoint import FILES
 
 pytestmark = pytest.mark.host
@@ -363,34 +363,8 @@ def test_previews_take_one_frame_in_true_colours(
 # over HTTP
 
 
-def prompt_of(version, sampler="euler", steps=3, previewing=False):
-    """The shipped text to video with the host's sampler in place of ours."""
-    prompt = small("text_to_video", version)
-    (key,) = [k for k, n in prompt.items() if n["class_type"] == "AIPRODSampler"]
-    given = prompt[key]["inputs"]
-    (loader,) = [k for k, n in prompt.items() if n["class_type"] == "AIPRODCheckpointLoader"]
-    names = ("model", "guider", "latent")
-    inputs = {name: given[name] for name in names}
-    if previewing:
-        inputs["video_vae"] = [loader, 2]
-
-    def node(class_type, **inputs):
-        return {"class_type": class_type, "inputs": inputs}
-
-    for n in prompt.values():
-        if n["class_type"] == "AIPRODSchedule":
-            n["inputs"]["steps"] = steps
-    prompt |= {
-        "hg": node("AIPRODHostGuider", **inputs),
-        "noise": node("RandomNoise", noise_seed=steps),
-        "select": node("KSamplerSelect", sampler_name=sampler),
-        "sca": node(
-            "SamplerCustomAdvanced", noise=["noise", 0], guider=["hg", 0], sampler=["select", 0],
-            sigmas=given["sigmas"], latent_image=["hg", 1],
-        ),
-        key: node("AIPRODJoinLatent", video_latent=["sca", 0], fps=1.0, like=given["latent"]),
-    }  # fmt: skip
-    return prompt
+def prompt_of(version, sampler="euler", steps=3):
+    return with_host_sampler(small("text_to_video", version), sampler, steps)
 
 
 @pytest.mark.parametrize("version", FILES)
@@ -408,14 +382,14 @@ def test_other_samplers_over_http(sampler, client, running_host):
 
 def test_what_the_sampler_raises_reaches_the_user(client):
     prompt = prompt_of("2.3")
-    prompt["sca"]["inputs"]["latent_image"] = ["other", 1]
+    prompt["sample"]["inputs"]["latent_image"] = ["other", 1]
     prompt["size"] = {
         "class_type": "AIPRODEmptyLatent",
         "inputs": {"width": 64, "height": 64, "frames": 9, "fps": FPS},
     }
     prompt["other"] = {
         "class_type": "AIPRODHostGuider",
-        "inputs": prompt["hg"]["inputs"] | {"latent": ["size", 0]},
+        "inputs": prompt["guider"]["inputs"] | {"latent": ["size", 0]},
     }
     with pytest.raises(PromptFailed, match="wire its latent into the sampler"):
         client.run(prompt)
@@ -435,23 +409,3 @@ def test_cancel_over_http(client, running_host):
         client.run(prompt, interrupt)
     assert time.monotonic() - sent[0] < 10
     assert saved(client.run(prompt_of("2.3", steps=4)), running_host.base).is_file()
-
-
-@pytest.fixture(scope="module")
-def previewing(models, tmp_path_factory):
-    """A host on which the user has switched previews on."""
-    from host import make_base, run_host
-
-    base = make_base(tmp_path_factory.mktemp("host_previews"))
-    for file in models.glob("*/*.safetensors"):
-        (base / "models" / file.relative_to(models)).symlink_to(file)
-    with run_host(base, extra=("--preview-method", "latent2rgb")) as running:
-        yield running
-
-
-def test_previews_of_the_host_do_not_fail(previewing):
-    client = HostClient(previewing.url)
-    outcome = client.run(prompt_of("2.3", steps=5, previewing=True))
-    assert any(m["type"] == "preview" for m in outcome.messages)
-    client.run(prompt_of("2.3", steps=6))
-    assert "Traceback" not in previewing.log_text()

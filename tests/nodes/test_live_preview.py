@@ -9,7 +9,7 @@ import pytest
 import torch
 from host_client import HostClient, PromptInterrupted
 from PIL import Image
-from shipped import small
+from shipped import small, with_host_sampler
 from tiny_checkpoint import FILES
 
 pytestmark = pytest.mark.host
@@ -68,6 +68,15 @@ def test_pictures_arrive_while_sampling(version, previewing):
     assert image.size == (512, 256)  # latent frames of 4 x 2 cells, two by two
     assert len(set(image.convert("L").getdata())) > 10
     assert "live preview" not in previewing.log_text()
+
+
+def test_the_hosts_own_preview_takes_joint_latents(previewing):
+    """It dies of the packed latents that the host's samplers carry."""
+    client = HostClient(previewing.url)
+    for vae, seed in (("2.3", 11), (None, 12)):
+        outcome = client.run(with_host_sampler(prompt_with(3, seed, vae_version=vae), steps=seed))
+        assert bool(binary(outcome.messages, PICTURE)) == (vae is not None)
+    assert "Traceback" not in previewing.log_text()
 
 
 def test_a_vae_of_another_release_costs_the_picture_not_the_run(previewing):
@@ -143,7 +152,7 @@ def previews_on(rooms, monkeypatch):
 @pytest.fixture
 def parts(node_types):
     """Payloads of the tiny 2.3 checkpoint: model, text parts, video VAE, audio VAE."""
-    return node_types["AIPRODCheckpointLoader"].execute(FILES["2.3"]["dev"]).result
+    return node_types["AIPRODCheckpointLoader"].execute(checkpoint=FILES["2.3"]["dev"]).result
 
 
 @pytest.fixture
@@ -156,8 +165,9 @@ def sample(rooms, node_types, parts):
         latent = rooms["types"].AVLatent(None, None, 17, 64, 96, 24.0)
         sigmas = torch.linspace(1, 0, steps + 1)
         return node_types["AIPRODSampler"].execute(
-            parts[0], guider, sigmas, latent, "euler", 1, **more
-        )
+            model=parts[0], guider=guider, sigmas=sigmas, latent=latent, sampler="euler", seed=1,
+            **more,
+        )  # fmt: skip
 
     return run
 

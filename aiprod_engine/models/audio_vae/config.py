@@ -59,6 +59,8 @@ class AudioVAEConfig:
         for name in ("ch_mult", "attn_resolutions"):
             if name in own:
                 own[name] = tuple(own[name])
+        if own.get("causality_axis", "") is None:  # null: no axis
+            own["causality_axis"] = "none"
         own["mel_bins"] = (
             raw.get("mel_bins")
             or _at(section, "preprocessing.mel.n_mel_channels", None)

@@ -10,10 +10,10 @@ from ...errors import UnsupportedConfig
 
 _LEGAL = {
     "use_embeddings_connector": (True,),
-    "connector_norm_output": (True,),
-    "connector_ff_bias": (True,),
-    "rope_type": ("split",),
-    "frequencies_precision": ("float64",),
+    "connector_norm_output": (True, False),  # not read: the output is always normalised
+    "connector_ff_bias": (True, False),
+    "rope_type": ("split", "interleaved"),
+    "frequencies_precision": ("float64", "float32"),
 }
 # 2.3 and 2.5 have these keys, 2.0 has none of them.
 _NORM_KEY = "text_encoder_norm_type"
@@ -36,7 +36,7 @@ def require(raw: Mapping[str, Any], legal: Mapping[str, tuple], section: str) ->
 
 @dataclass(frozen=True)
 class ConnectorConfig:
-    """One modality's connector."""
+    """One modality's connector; the defaults at the end are those of every published file."""
 
     heads: int
     head_dim: int
@@ -44,6 +44,9 @@ class ConnectorConfig:
     gated: bool
     registers: int
     max_pos: int
+    ff_bias: bool = True
+    interleaved: bool = False
+    float64_grid: bool = True
 
     @property
     def width(self) -> int:
@@ -141,6 +144,9 @@ def _connector(section: Mapping[str, Any], prefix: str, features: int) -> Connec
         gated=section.get("connector_apply_gated_attention", False),
         registers=section.get("connector_num_learnable_registers", 128),
         max_pos=max_pos[0],
+        ff_bias=section.get("connector_ff_bias", True),
+        interleaved=section.get("rope_type", "split") == "interleaved",
+        float64_grid=section.get("frequencies_precision", "float64") == "float64",
     )
     if config.width != features:
         raise UnsupportedConfig(

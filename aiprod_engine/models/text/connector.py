@@ -24,10 +24,11 @@ THETA = 10_000.0  # fixed for connectors, whatever the transformer's own theta i
 def rope_tables(positions: Tensor, config: ConnectorConfig) -> tuple[Tensor, Tensor]:
     """Cosine and sine (1, heads, T, head_dim / 2) in float32 for `positions` (T,).
 
-    Each head has its own band of frequencies, the lowest in head 0. The grid is evaluated in
-    float64 and the angle, up to 15708, in float32: both roundings are part of the model.
+    Each head has its own band of frequencies, the lowest in head 0. Published files want the grid
+    in float64 and the angle, up to 15708, in float32: both roundings are part of the model.
     """
-    steps = torch.linspace(0, 1, config.width // 2, dtype=torch.float64, device="cpu")
+    dtype = torch.float64 if config.float64_grid else torch.float32
+    steps = torch.linspace(0, 1, config.width // 2, dtype=dtype, device="cpu")
     grid = (THETA**steps * (math.pi / 2)).float().to(positions.device)  # (width / 2,)
     fractions = positions.float() / config.max_pos
     angles = (2 * fractions - 1)[:, None] * grid  # (T, width / 2)
@@ -35,10 +36,11 @@ def rope_tables(positions: Tensor, config: ConnectorConfig) -> tuple[Tensor, Ten
     return angles.cos(), angles.sin()
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + head_dim / 2) of `x` (B, heads, T, head_dim)."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """Rotate the pairs (i, i + head_dim / 2) of `x` (B, heads, T, head_dim), or (2i, 2i + 1)."""
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1) if interleaved else x.chunk(2, dim=-1)
+    turned = a * cos - b * sin, b * cos + a * sin
+    return torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)
 
 
 class Attention(nn.Module):
@@ -47,7 +49,7 @@ class Attention(nn.Module):
     def __init__(self, config: ConnectorConfig) -> None:
         super().__init__()
         width = config.width
-        self.heads = config.heads
+        self.heads, self.interleaved = config.heads, config.interleaved
         self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
         self.q_norm, self.k_norm = nn.RMSNorm(width, EPS), nn.RMSNorm(width, EPS)
         self.to_gate_logits = nn.Linear(width, config.heads) if config.gated else None
@@ -56,7 +58,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         q, k, v = self.q_norm(self.to_q(x)), self.k_norm(self.to_k(x)), self.to_v(x)  # (B, T, D)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
-        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)  # (B, H, T, D / H)
+        q, k = (_rotate(t, cos, sin, self.interleaved) for t in (q, k))  # (B, H, T, D / H)
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)  # (B, T, H, D / H)
         if self.to_gate_logits is not None:  # 2.3, 2.5: one gate in (0, 2) per row and head
             out = out * (2 * torch.sigmoid(self.to_gate_logits(x)))[..., None]
@@ -64,20 +66,21 @@ class Attention(nn.Module):
 
 
 class GeluProjection(nn.Module):
-    def __init__(self, width: int, inner: int) -> None:
+    def __init__(self, width: int, inner: int, bias: bool) -> None:
         super().__init__()
-        self.proj = nn.Linear(width, inner)
+        self.proj = nn.Linear(width, inner, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.gelu(self.proj(x), approximate="tanh")
 
 
 class FeedForward(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, bias: bool) -> None:
         super().__init__()
+        inner = 4 * width
         # Index 1 is a dropout in the reference; it holds no tensors.
         self.net = nn.Sequential(
-            GeluProjection(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)
+            GeluProjection(width, inner, bias), nn.Identity(), nn.Linear(inner, width, bias=bias)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,7 +93,7 @@ class ConnectorBlock(nn.Module):
     def __init__(self, config: ConnectorConfig) -> None:
         super().__init__()
         self.attn1 = Attention(config)
-        self.ff = FeedForward(config.width)
+        self.ff = FeedForward(config.width, config.ff_bias)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x = x + self.attn1(_norm(x), cos, sin)

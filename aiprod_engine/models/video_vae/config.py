@@ -157,7 +157,10 @@ def _padding(raw: Mapping[str, Any], side: str, default: str) -> str:
 
 
 def _blocks(raw: Mapping[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:
-    """Name and parameters of each listed block; a bare integer is a number of layers."""
+    """Name and parameters of each listed block.
+
+    A bare integer is a number of layers, whatever the block; a resampler does not look at it.
+    """
     listed = raw.get(key)
     if not isinstance(listed, Sequence) or not listed:
         raise UnsupportedConfig(f"vae.{key} must list the blocks, found {listed!r}")
@@ -180,7 +183,7 @@ def _encoder(listed, width: int, image_channels: int, padding: str) -> StackConf
             blocks.append(_res_stage(parameters, width))
             continue
         stride = _stride(name, _ENCODER_STRIDES, "encoder_blocks")
-        _check_parameters(name, parameters, ("multiplier",))
+        _check_parameters(name, parameters, ("num_layers", "multiplier"))
         out = width * _count(parameters.get("multiplier", 2), f"{name}.multiplier")
         if out % prod(stride) or width * prod(stride) % out:
             raise UnsupportedConfig(
@@ -201,7 +204,7 @@ def _decoder(listed, base: int, image_channels: int, padding: str) -> StackConfi
             blocks.append(_res_stage(parameters, width))
             continue
         stride = _stride(name, _DECODER_STRIDES, "decoder_blocks")
-        _check_parameters(name, parameters, ("multiplier", "residual"))
+        _check_parameters(name, parameters, ("num_layers", "multiplier", "residual"))
         out = width // _multiplier(name, parameters)
         # Only `compress_all` looks at the flag.
         residual = name == "compress_all" and bool(parameters.get("residual", False))

@@ -8,7 +8,6 @@ from PIL import Image, ImageCms
 
 from aiprod_engine.media.images import (
     decode_image,
-    default_crf,
     fill_resize,
     fit_and_pad,
     frames_to_video,
@@ -108,11 +107,6 @@ def test_profiles_become_srgb():
     red = Image.new("RGB", (4, 4), (255, 0, 0))
     decoded = decode_image(stored(red, icc_profile=bytes(tags)))
     assert decoded[0, 0, 2] > 250 > 5 > decoded[0, 0, 0]
-
-
-def test_crf_by_version():
-    versions = ("2.0", "2.3.rc1", "2.3.0", None, "2.4", "2.5.0", "3.0", "2.10")
-    assert [default_crf(v) for v in versions] == [33, 33, 33, 33, 18, 18, 18, 18]
 
 
 def test_recompression_passes_through():

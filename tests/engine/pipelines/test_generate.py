@@ -125,6 +125,7 @@ def test_sound_alone_becomes_a_wav(files, tmp_path):
         (("--lora", OTHER_LORA), "LoRA targets"),
         (("--lora", OTHER_LORA, "much"), "strength of a LoRA must be a number"),
         (("--attention", "2"), "attention strength must lie in [0, 1]"),
+        (("--image", "still.png", "900"), "frame index must lie in 0 .. 8"),
         (("--output", "nowhere/clip.mp4"), "folder must exist"),
     ],
 )

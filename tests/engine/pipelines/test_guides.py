@@ -92,6 +92,20 @@ def test_an_image_lies_where_its_policy_says(frame, policy, kind, at):
     assert item.latent.shape == (1, 1, 1, 2, 3)
 
 
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"frame": 25}, "frame index"),
+        ({"frame": -26}, "frame index"),
+        ({"frame": 4, "policy": "replacing"}, "latent index 4"),
+        ({"strength": 1.5}, "strength"),
+    ],
+)
+def test_an_impossible_image_is_refused_before_it_is_encoded(fields, reason):
+    with pytest.raises(SizeError, match=reason):
+        encode_guides([ImageGuide(frames(1)[0], **fields)], CLIP, Encoders(None, None))
+
+
 def test_an_image_is_recompressed_by_the_version():
     noisy = torch.randint(0, 255, (64, 96, 3), dtype=torch.uint8)
     plain, default, strong = (

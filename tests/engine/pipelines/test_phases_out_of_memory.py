@@ -37,29 +37,35 @@ def files(tmp_path_factory):
     return folder
 
 
+def run_command(files, folder, *more, vram="4"):
+    """Exit code and sampled clip, None if there is none."""
+    clip = folder / "clip.latent.safetensors"
+    code = main([
+        "generate", "--pipeline", "distilled", "--prompt", "A fox.", "--device", "cpu",
+        "--checkpoint", str(files / "2.3.safetensors"), "--vram", vram,
+        "--text-encoder", str(files / "gemma.safetensors"),
+        "--upsampler", str(files / "up.safetensors"),
+        "--width", "128", "--height", "128", "--frames", "9",
+        "--output", str(folder / "clip.mp4"), *more,
+    ])  # fmt: skip
+    return code, load_clip(clip) if clip.exists() else None
+
+
 @pytest.fixture
 def generate(files, tmp_path):
-    """`generate(*options)`: exit code and sampled clip, None if there is none."""
+    def generate(*more, **options):
+        return run_command(files, tmp_path, *more, **options)
 
-    def run_command(*more, vram="4"):
-        clip = tmp_path / "clip.latent.safetensors"
-        clip.unlink(missing_ok=True)
-        code = main([
-            "generate", "--pipeline", "distilled", "--prompt", "A fox.", "--device", "cpu",
-            "--checkpoint", str(files / "2.3.safetensors"), "--vram", vram,
-            "--text-encoder", str(files / "gemma.safetensors"),
-            "--upsampler", str(files / "up.safetensors"),
-            "--width", "128", "--height", "128", "--frames", "9",
-            "--output", str(tmp_path / "clip.mp4"), *more,
-        ])  # fmt: skip
-        return code, load_clip(clip) if clip.exists() else None
-
-    return run_command
+    return generate
 
 
-@pytest.fixture
-def expected(generate, tmp_path):
-    code, clip = generate("--save-latent", str(tmp_path / "clip.latent.safetensors"))
+@pytest.fixture(scope="module")
+def expected(files, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("expected")
+    torch.set_num_threads(1)
+    code, clip = run_command(
+        files, folder, "--save-latent", str(folder / "clip.latent.safetensors")
+    )
     assert code == 0
     return clip
 

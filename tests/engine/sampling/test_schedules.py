@@ -69,6 +69,21 @@ def test_many_beta_steps_share_table_entries():
     assert (sigmas.diff() < 0).all()
 
 
+@pytest.mark.parametrize("steps", [100, 1000])
+def test_beta_quantiles_may_lie_next_to_one(steps):
+    sigmas = schedules.beta(steps, alpha=0.1, beta=0.1)
+    assert (sigmas[0], sigmas[-1]) == (1, 0)
+    assert (sigmas.diff() < 0).all()
+
+
+def test_ltx2_of_very_many_tokens():
+    """Where float32 shows no distance to 1 any more, 1 - sigma is proportional to 1 / t - 1."""
+    steps, times = 15, torch.arange(15, 0, -1) / 15
+    clean = 1 / times - 1
+    expected = torch.cat([1 - 0.9 * clean / clean[-1], torch.zeros(1)])
+    torch.testing.assert_close(schedules.ltx2(steps, tokens=65_000), expected)
+
+
 @pytest.mark.parametrize(
     "build",
     [

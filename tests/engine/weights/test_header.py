@@ -200,6 +200,19 @@ def test_gguf_original_shape(tmp_path):
     assert torch.equal(tensor.flatten(), torch.arange(24.0))
 
 
+def test_gguf_original_shape_must_be_a_list(tmp_path):
+    path = tmp_path / "a.gguf"
+    writer = gguf.GGUFWriter(path, "ltxv")
+    writer.add_uint32("comfy.gguf.orig_shape.a", 24)
+    writer.add_tensor("a", np.arange(24, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(CheckpointError, match="original shape"):
+        read_header(path)
+
+
 @pytest.mark.parametrize(
     ("at", "value", "reason"),
     [

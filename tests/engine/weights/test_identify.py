@@ -272,6 +272,7 @@ def test_a_lone_fp8_layer_without_scale_in_a_scaled_file_is_refused():
     [
         ({"format": "int3"}, "unknown format"),
         ({"format": "fp8_cast"}, "unknown format"),
+        ({"format": ["nvfp4"]}, "unknown format"),
         ({"format": "nvfp4"}, "stores weight as I8"),
         ({"format": "int8_tensorwise", "convrot": True}, "convrot_groupsize"),
         ({"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 8}, "power of 4"),
@@ -362,6 +363,37 @@ def test_the_gemma_of_2_5_is_checked_by_name():
         check_fit(transformer, encoder("gemma4-12b"))
     with pytest.raises(MismatchError, match="version"):
         check_fit(transformer, identify(header(manifest("gemma3-12b-text"))))
+    silent = identify(header(manifest("transformer-2.5-22b"), {"model_version": "2.5.0"}))
+    with pytest.raises(MismatchError, match="gemma_source_checkpoint"):
+        check_fit(silent, encoder("gemma4-12b-ltx-v1"))
+    bare = identify(header(manifest("transformer-2.5-22b")))
+    for model, text in ((silent, identify(header(packed))), (bare, encoder("gemma4-12b-ltx-v1"))):
+        (note,) = check_fit(model, text)
+        assert "not stated" in note
+
+
+@pytest.mark.parametrize(
+    ("key", "component"),
+    [
+        ("reference_strength", "ic_lora"),
+        ("use_hdr_transform", "ic_lora"),
+        ("lora_rank", "lora"),
+    ],
+)
+def test_metadata_of_a_reference_makes_an_ic_lora(key, component):
+    pair = {f"diffusion_model.proj_out.lora_{side}.weight": [4, 4] for side in "AB"}
+    assert identify(header(pair, {key: "2"})).components == (component,)
+
+
+@pytest.mark.parametrize("prefix", [P, "diffusion_model.", ""])
+@pytest.mark.parametrize(
+    ("width", "version"), [(3840, "2.0"), (4096, "2.3|2.5"), (2048, "2.3|2.5")]
+)
+def test_any_tensor_of_a_connector_shows_its_width(prefix, width, version):
+    block = f"{prefix}video_embeddings_connector.transformer_1d_blocks.0.attn1."
+    for name, shape in (("to_q.weight", [width, width]), ("q_norm.weight", [width])):
+        info = identify(header({block + name: shape}))
+        assert (info.kind, info.version, info.prefix) == ("connectors", version, prefix)
 
 
 def test_upsamplers_tell_their_version_by_their_resampler():

@@ -167,6 +167,11 @@ def test_missing_keys_fall_back_to_the_stated_defaults():
     )
 
 
+def test_no_causal_axis_may_be_written_as_null():
+    parse = AudioVAEConfig.from_metadata
+    assert parse(section(causality_axis=None)) == parse(section(causality_axis="none"))
+
+
 def test_mel_bins_have_three_sources():
     by_mel = {"preprocessing": {"mel": {"n_mel_channels": 20}}}
     by_variables = {"variables": {"mel_bins": 24}}

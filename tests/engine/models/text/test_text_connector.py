@@ -271,9 +271,9 @@ P23 = {
 @pytest.mark.parametrize(
     ("section", "projections", "message"),
     [
-        ({**V20, "rope_type": "interleaved"}, P20, "rope_type must be 'split'"),
-        ({**V20, "frequencies_precision": "float32"}, P20, "must be 'float64'"),
-        ({**V20, "connector_ff_bias": False}, P20, "connector_ff_bias must be True"),
+        ({**V20, "rope_type": "axial"}, P20, "rope_type must be 'split' or 'interleaved'"),
+        ({**V20, "frequencies_precision": "float16"}, P20, "must be 'float64' or 'float32'"),
+        ({**V20, "use_embeddings_connector": False}, P20, "embeddings_connector must be True"),
         ({**V20, "connector_positional_embedding_max_pos": [20, 20]}, P20, "hold one number"),
         ({**V20, "connector_num_attention_heads": 32}, P20, "32 x 128 wide"),
         ({**V23, "audio_connector_num_attention_heads": 16}, P23, "yields 2048 features"),
@@ -288,6 +288,46 @@ P23 = {
 def test_config_outside_what_is_implemented_raises(section, projections, message):
     with pytest.raises(UnsupportedConfig, match=message):
         TextConnectorConfig.from_metadata(section, projections)
+
+
+def test_settings_of_no_published_file_are_read():
+    section = {**V20, "rope_type": "interleaved", "frequencies_precision": "float32"}
+    section |= {"connector_ff_bias": False, "connector_norm_output": False}
+    config = TextConnectorConfig.from_metadata(section, P20).video
+    assert (config.interleaved, config.float64_grid, config.ff_bias) == (True, False, False)
+    with torch.device("meta"):
+        names = EmbeddingsConnector(config).state_dict()
+    assert not any("ff.net" in name and name.endswith("bias") for name in names)
+
+
+def test_interleaved_rotation_is_split_rotation_of_reordered_columns():
+    """Rotating (2i, 2i + 1) with the rows of to_q, to_k in pairs equals (i, i + head_dim / 2)."""
+    heads, head_dim = 3, 6
+    split = ConnectorConfig(heads, head_dim, 1, True, registers=4, max_pos=64)
+    model = EmbeddingsConnector(split).requires_grad_(False)
+    other = EmbeddingsConnector(replace(split, interleaved=True)).requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    within = torch.arange(head_dim).view(2, -1).T.flatten()  # 0 3 1 4 2 5
+    order = (torch.arange(heads)[:, None] * head_dim + within).flatten()
+    reordered = (".to_q.", ".to_k.", ".q_norm.", ".k_norm.")
+    state = {
+        name: value[order] if any(part in name for part in reordered) else value
+        for name, value in model.state_dict().items()
+    }
+    other.load_state_dict(state)
+    x, mask = torch.randn(2, 7, 18, generator=generator), torch.ones(2, 7)
+    torch.testing.assert_close(other(x, mask), model(x, mask), rtol=1e-4, atol=1e-5)
+
+
+def test_grid_in_float32_stays_near_that_in_float64():
+    """Angles reach 15708, so a grid in float32 moves a cosine by up to 5e-3."""
+    exact = ConnectorConfig(4, 8, 1, False, registers=128, max_pos=4096)
+    positions = torch.arange(1024)
+    a, _ = rope_tables(positions, exact)
+    b, _ = rope_tables(positions, replace(exact, float64_grid=False))
+    assert 0 < (a - b).abs().max() < 5e-3
 
 
 def test_absent_keys_mean_the_published_values():

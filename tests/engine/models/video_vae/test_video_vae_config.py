@@ -63,6 +63,17 @@ def test_a_bare_integer_is_a_number_of_layers(published):
     assert (stage.channels, stage.layers) == (128, 2)
 
 
+def test_a_number_of_layers_means_nothing_to_a_resampler(published):
+    blocks = {
+        "encoder_blocks": [["res_x", 1], ["compress_all_res", 1]],
+        "decoder_blocks": [["res_x", 1], ["compress_all", 1]],
+    }
+    config = parse(published("2.3") | blocks)
+    encoder, decoder = config.encoder.blocks[1], config.decoder.blocks[0]
+    assert (encoder.in_channels, encoder.out_channels) == (128, 256)  # multiplier 2
+    assert (decoder.in_channels, decoder.out_channels) == (128, 128)  # multiplier 1
+
+
 def test_residual_is_read_for_compress_all_only(published):
     blocks = [["res_x", 1], ["compress_space", {"residual": True, "multiplier": 2}]]
     assert not parse(published("2.3") | {"decoder_blocks": blocks}).decoder.blocks[0].residual

@@ -1,0 +1,308 @@
+"""Weighs decode and the streamed transformer: peak memory over weights, next to a peer.
+
+    python benchmarks/memory.py [--width W] [--height H] [--frames N ...] [--peer-python PYTHON]
+
+Decoders of quarter width with the published layouts and random weights, one thread, float32. Each
+figure is the peak of the resident set over what it was with all weights in memory, in a process of
+its own whose allocator returns what is freed. The streamed transformer has weights of four times
+its budget. The peer is `diffusers`, a black box, if the given Python has it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))  # appended: the host owns a module called `nodes`
+
+VERSIONS = ("2.3", "2.0")
+WAYS = ("streamed", "tiled", "untiled")
+QUARTER = 32  # base channels; released decoders have 128
+BLOCKS, BUDGET = 24, 4  # the transformer's weights are so many times its budget
+MIB = 2**20
+
+
+# --- one measurement, in a process of its own ------------------------------------------------
+
+
+@contextmanager
+def peak(found: dict) -> Iterator[None]:
+    """Seconds, and how far anonymous memory rose above where it stood."""
+    before, stop = resident(), threading.Event()
+    highest = [before]
+
+    def sample() -> None:
+        while not stop.wait(0.002):
+            highest[0] = max(highest[0], resident())
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    start = time.perf_counter()
+    yield
+    found["seconds"] = time.perf_counter() - start
+    stop.set()
+    thread.join()
+    found["peak"] = max(highest[0], resident()) - before
+
+
+def resident() -> int:
+    """Anonymous resident bytes of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) << 10
+    raise OSError("this benchmark needs the resident set of Linux")
+
+
+def decoder_of(version: str):
+    """A decoder of the published layout, a quarter as wide, filled with random values."""
+    import torch
+
+    from aiprod_engine.models.video_vae import VideoDecoder, VideoVAEConfig
+    from aiprod_engine.weights.presets import preset
+
+    section = preset("vae", version) | {"decoder_base_channels": QUARTER}
+    with torch.device("meta"):
+        decoder = VideoDecoder(VideoVAEConfig.from_metadata(section))
+    return filled(decoder)
+
+
+def filled(module):
+    """Every tensor random, small enough for any depth."""
+    import torch
+
+    state = {k: torch.randn(v.shape) * 0.02 for k, v in module.state_dict().items()}
+    module.load_state_dict(state, assign=True, strict=True)
+    return module.eval().requires_grad_(False)
+
+
+def decode(version: str, way: str, size: list[int]) -> dict:
+    """One decode; frames are counted and dropped, as a video encoder does."""
+    import torch
+
+    from aiprod_engine.pipelines.decode import pixel_chunks
+    from aiprod_engine.types import AVLatent
+
+    frames, height, width = size
+    decoder = decoder_of(version)
+    shape = (1, decoder.config.latent_channels, (frames - 1) // 8 + 1, height // 32, width // 32)
+    latent = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    clip = AVLatent(latent, None, frames, height, width, 24.0)
+    tiling = {"streamed": "auto", "tiled": "tiled", "untiled": "off"}[way]
+    found: dict = {}
+    with peak(found):
+        found["frames"] = sum(chunk.shape[2] for chunk in pixel_chunks(decoder, clip, tiling))
+    return found
+
+
+def peer(version: str, way: str, size: list[int]) -> dict:
+    """The same decode by `diffusers`."""
+    import diffusers
+    import torch
+
+    from aiprod_engine.weights.presets import preset
+
+    torch.set_num_threads(1)
+    section = preset("vae", version) | {"decoder_base_channels": QUARTER}
+    frames, height, width = size
+    vae = filled(diffusers.AutoencoderKLLTX2Video(**_peer_options(version, section)))
+    if way == "tiled":
+        vae.enable_tiling()
+    shape = (1, 128, (frames - 1) // 8 + 1, height // 32, width // 32)
+    latent = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    found: dict = {"version": diffusers.__version__}
+    with torch.inference_mode(), peak(found):
+        pixels = vae.decode(latent, return_dict=False)[0]
+    return found | {"frames": pixels.shape[2]}
+
+
+def _peer_options(version: str, section: dict) -> dict:
+    """Constructor options of the peer for a decoder of quarter width."""
+    if version != "2.0":
+        raise NotImplementedError("the peer's defaults are the layout of 2.0")
+    return {
+        "decoder_block_out_channels": tuple(QUARTER * k for k in (2, 4, 8)),
+        "block_out_channels": tuple(QUARTER * k for k in (2, 4, 8, 16)),
+    }
+
+
+def empty_transformer():
+    """A transformer of published layout, a quarter as wide and half as deep, without data."""
+    import torch
+
+    from aiprod_engine.models.transformer import Transformer, TransformerConfig
+    from aiprod_engine.weights.presets import preset
+
+    raw = preset("transformer", "2.3") | {
+        "num_layers": BLOCKS, "num_attention_heads": 8, "audio_num_attention_heads": 8,
+        "cross_attention_dim": 1024, "audio_cross_attention_dim": 512,
+    }  # fmt: skip
+    config = TransformerConfig.from_metadata(raw, "av")
+    with torch.device("meta"):
+        return Transformer(config)
+
+
+def write_transformer(path: str) -> dict:
+    """Random weights in a file."""
+    import torch
+    from safetensors.torch import save_file
+
+    shapes = empty_transformer().state_dict().items()
+    save_file({name: torch.randn(tensor.shape) * 0.02 for name, tensor in shapes}, path)
+    return {}
+
+
+def transformer(path: str, policy: str) -> dict:
+    """One forward from the mapped file; a CPU with copies plays the device."""
+    import torch
+    from safetensors.torch import load_file
+
+    from aiprod_engine.memory.residency import Residency
+    from aiprod_engine.types import Modality
+
+    model = empty_transformer()
+    model.load_state_dict(load_file(path), assign=True, strict=True)  # views of the file
+    model.eval().requires_grad_(False)
+
+    def stream(side, tokens: int) -> Modality:
+        return Modality(
+            tokens=torch.randn(1, tokens, side.in_channels),
+            sigma=torch.ones(1),
+            timesteps=torch.ones(1, 1, 1),
+            positions=torch.rand(1, len(side.max_pos), tokens, 2),
+            context=torch.randn(1, 64, side.dim),
+        )
+
+    inputs = stream(model.config.video, 256), stream(model.config.audio, 32)
+    residency = Residency(model, always_copies=True)
+    budget = residency.total_bytes / BUDGET if policy == "streamed" else float("inf")
+    found: dict = {"weights": residency.total_bytes}
+    with torch.inference_mode(), peak(found):
+        residency.place(torch.device("cpu"), budget)
+        model(*inputs)
+        found["placed"] = residency.placed_bytes
+    residency.release()
+    return found
+
+
+WORKERS: dict[str, Callable[..., dict]] = {
+    work.__name__: work for work in (decode, peer, write_transformer, transformer)
+}
+
+
+# --- all measurements ------------------------------------------------------------------------
+
+
+def measure(worker: str, *arguments: object, python: str = sys.executable) -> dict:
+    """Run one worker in a fresh process with one thread."""
+    command = [python, str(Path(__file__).resolve()), "--worker", worker, json.dumps(arguments)]
+    # without a fixed threshold freed tensors stay in the heap and count as resident
+    settings = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=settings)
+    if done.returncode:
+        return {"failed": (done.stderr.strip().splitlines() or ["no output"])[-1][:200]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run(options: argparse.Namespace) -> dict:
+    """Every figure by name."""
+    results: dict = {}
+    for version in VERSIONS:
+        for frames in options.frames:
+            size = [frames, options.height, options.width]
+            for way in WAYS:
+                if way == "untiled" and frames > options.longest_untiled:
+                    continue
+                results[f"{version} {way} {frames}"] = measure("decode", version, way, size)
+            if options.peer_python and frames <= options.longest_untiled:
+                for way in ("untiled", "tiled"):
+                    name = f"{version} diffusers {way} {frames}"
+                    results[name] = measure("peer", version, way, size, python=options.peer_python)
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "transformer.safetensors")
+        measure("write_transformer", path)
+        for policy in ("streamed", "resident"):
+            results[f"transformer {policy}"] = measure("transformer", path, policy)
+    return results | {"ratios": ratios(results, options.frames)}
+
+
+def ratios(results: dict, frames: list[int]) -> dict[str, float]:
+    """The numbers to compare; those of a measurement that failed are left out."""
+
+    def of(name: str, key: str = "peak") -> float:
+        return results.get(name, {}).get(key, float("nan"))
+
+    short, long = min(frames), max(frames)
+    found = {}
+    for version in VERSIONS:
+        streamed = of(f"{version} streamed {short}")
+        found |= {
+            f"{version}: streamed, {long} over {short} frames": (
+                of(f"{version} streamed {long}") / streamed
+            ),
+            f"{version}: untiled over streamed, {short} frames": (
+                of(f"{version} untiled {short}") / streamed
+            ),
+            f"{version}: tiled over streamed, {long} frames": (
+                of(f"{version} tiled {long}") / of(f"{version} streamed {long}")
+            ),
+            f"{version}: diffusers over streamed, {short} frames": (
+                of(f"{version} diffusers untiled {short}") / streamed
+            ),
+        }
+    weights = of("transformer streamed", "weights")
+    found |= {
+        "transformer: streamed over weights": of("transformer streamed") / weights,
+        "transformer: resident over weights": of("transformer resident") / weights,
+    }
+    return {name: value for name, value in found.items() if value == value}  # noqa: PLR0124 (NaN)
+
+
+def describe(results: dict) -> str:
+    """The table that is printed."""
+    lines = [f"{'':<28} {'MiB over weights':>16} {'seconds':>8}"]
+    for name, found in results.items():
+        if name == "ratios":
+            continue
+        if "failed" in found:
+            lines.append(f"{name:<28} {found['failed']}")
+            continue
+        lines.append(f"{name:<28} {found['peak'] / MIB:>16.0f} {found['seconds']:>8.1f}")
+    lines += [f"{name}: {value:.2f}" for name, value in results["ratios"].items()]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--height", type=int, default=320)
+    parser.add_argument("--frames", type=int, nargs="+", default=[49, 121, 257])
+    parser.add_argument("--longest-untiled", type=int, default=257, metavar="FRAMES")
+    parser.add_argument("--peer-python", help="interpreter that has diffusers")
+    parser.add_argument("--json", type=Path, help="write the numbers there, too")
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        import torch
+
+        torch.set_num_threads(1)
+        name, arguments = options.worker
+        sys.stdout.write(json.dumps(WORKERS[name](*json.loads(arguments))) + "\n")
+        return
+    results = run(options)
+    sys.stdout.write(describe(results) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
