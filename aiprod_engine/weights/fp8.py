@@ -24,31 +24,31 @@ def cast(x: Tensor, dtype: torch.dtype = E4M3) -> Tensor:
 
 
 def quantize(
-    weight: Tensor, dtype: torch.dtype = E4M3, generator: torch.Generator | None = None
+    weight: Tensor, dtype: torch.dtype = E4M3, seed: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """(fp8 weight, float32 0-dim weight_scale) with one scale for the tensor.
 
-    Nearest rounding, or unbiased stochastic rounding if a generator is given.
+    Nearest rounding, or unbiased stochastic rounding if a seed is given.
     """
     weight = weight.float()
     peak = weight.abs().max()
     inverse = torch.where(peak > 0, torch.finfo(dtype).max / peak, 1.0)
-    return _rounded(weight * inverse, dtype, generator), inverse.reciprocal()
+    return _rounded(weight * inverse, dtype, seed), inverse.reciprocal()
 
 
 def requantize(
-    layer: LayerFormat, dtype: torch.dtype, fused: Tensor, generator: torch.Generator | None
+    layer: LayerFormat, dtype: torch.dtype, fused: Tensor, seed: int | None
 ) -> dict[str, Tensor]:
     """Tensors by role that replace those of an fp8 layer after adapters changed its weight.
 
     `dtype` is that of the stored weight. A scaled layer gets a fresh scale, its `input_scale`
-    stays. Stochastic rounding (`rounding.layer_generator`) keeps updates below half a step.
+    stays. Stochastic rounding (`rounding.layer_seed`) keeps updates below half a step.
     """
     if layer.name in ("float8_e4m3fn", "float8_e5m2"):
-        weight, scale = quantize(fused, dtype, generator)
+        weight, scale = quantize(fused, dtype, seed)
         return {"weight": weight, "weight_scale": scale}
     if layer.name == "fp8_cast":
-        return {"weight": _rounded(fused.float(), dtype, generator)}
+        return {"weight": _rounded(fused.float(), dtype, seed)}
     raise ValueError(f"only fp8 layers are requantised, got {layer.name}; use the side path")
 
 
@@ -91,5 +91,5 @@ def scaled_linear(
     return y.view(*x.shape[:-1], -1)
 
 
-def _rounded(x: Tensor, dtype: torch.dtype, generator: torch.Generator | None) -> Tensor:
-    return cast(x, dtype) if generator is None else round_stochastically(x, dtype, generator)
+def _rounded(x: Tensor, dtype: torch.dtype, seed: int | None) -> Tensor:
+    return cast(x, dtype) if seed is None else round_stochastically(x, dtype, seed)

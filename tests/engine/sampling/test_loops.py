@@ -133,6 +133,14 @@ def test_res_2s(case, states_of, toy_denoiser, injected_noise):
     assert noise.draws == [(s, f"{p}{k}") for k in range(count) for s, p in order]
 
 
+@pytest.mark.parametrize("loop", ALL)
+def test_steps_of_no_length_do_no_harm(loop, scene, toy_denoiser):
+    """Schedules of very many tokens begin with several sigmas that float32 cannot tell apart."""
+    twice = torch.tensor([1.0, 1.0, 0.8, 0.45, 0.2, 0.0])
+    result = loop(denoiser_for(loop, toy_denoiser), scene(), twice, noise=GaussianNoise())
+    assert result.video.latent.isfinite().all()
+
+
 def test_res_2s_evaluates_twice_a_step_and_once_more(scene, toy_denoiser):
     calls = []
     denoise = toy_denoiser()

@@ -13,7 +13,7 @@ from aiprod_engine.weights import adapters, fp8
 from aiprod_engine.weights.dequantize import dequantize
 from aiprod_engine.weights.quant import QuantizedLinear, convert
 from aiprod_engine.weights.quant_formats import LayerFormat
-from aiprod_engine.weights.rounding import layer_generator
+from aiprod_engine.weights.rounding import layer_seed
 
 CAST, SCALED = LayerFormat("fp8_cast"), LayerFormat("float8_e4m3fn")
 STATIC = {"weight": "l.weight", "weight_scale": "l.weight_scale", "input_scale": "l.input_scale"}
@@ -63,8 +63,8 @@ def test_our_fusion_into_scaled_fp8_keeps_the_update(case):
     base = dequantize(SCALED, {"weight": q, "weight_scale": scale})
     adapter = adapters.LowRank(case.inputs["lora.A"], case.inputs["lora.B"])
     target = adapters.fuse(base, [(adapter, case.call["lora_strength"])])
-    fused = fp8.requantize(SCALED, q.dtype, target, layer_generator("layer", "recipe"))
-    again = fp8.requantize(SCALED, q.dtype, target, layer_generator("layer", "recipe"))
+    fused = fp8.requantize(SCALED, q.dtype, target, layer_seed("layer", "recipe"))
+    again = fp8.requantize(SCALED, q.dtype, target, layer_seed("layer", "recipe"))
     assert torch.equal(fused["weight"].view(torch.uint8), again["weight"].view(torch.uint8))
     # One step is at most 1/8 of the value; below the normals (2^-6 of the scale) it is 2^-9 of it.
     values = dequantize(SCALED, fused)
@@ -85,7 +85,7 @@ def test_fusion_into_cast_fp8(case):
     difference = (nearest.int() - case.outputs["nearest_bytes"].int()).abs()
     assert difference.max() <= 1
     assert (difference == 0).float().mean() >= 0.995
-    drawn = fp8.requantize(CAST, stored.dtype, target, layer_generator("k"))["weight"].float()
+    drawn = fp8.requantize(CAST, stored.dtype, target, layer_seed("k"))["weight"].float()
     torch.testing.assert_close(drawn, target, rtol=0.125, atol=2**-9)
     # The reference on CPU: bf16 sum, plain cast.
     factors = (case.inputs[f"lora.{name}"].bfloat16() for name in ("B", "A"))

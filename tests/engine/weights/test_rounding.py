@@ -5,7 +5,7 @@ import torch
 from goldens import golden
 
 from aiprod_engine.weights.reference_rounding import add_with_dither, philox_uniform
-from aiprod_engine.weights.rounding import layer_generator, round_stochastically
+from aiprod_engine.weights.rounding import layer_seed, round_stochastically
 
 FORMATS = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 DRAWS = 20_000
@@ -16,7 +16,7 @@ DRAWS = 20_000
 def test_rounding_is_unbiased_and_stays_on_the_neighbours(case, name):
     x = case.inputs["x"]
     low, high = case.outputs[f"{name}.lo"], case.outputs[f"{name}.hi"]
-    drawn = round_stochastically(x.expand(DRAWS, -1), FORMATS[name], layer_generator("a layer"))
+    drawn = round_stochastically(x.expand(DRAWS, -1), FORMATS[name], layer_seed("a layer"))
     drawn = drawn.float()
     assert ((drawn == low) | (drawn == high)).all()
     error = (drawn.double().mean(0) - x).abs()
@@ -31,11 +31,11 @@ def test_rounding_is_unbiased_and_stays_on_the_neighbours(case, name):
 def test_grid_values_are_unchanged_and_the_rest_is_clamped(dtype):
     codes = torch.arange(256, dtype=torch.int16).to(torch.uint8).view(dtype)
     finite = codes[codes.float().isfinite()]
-    rounded = round_stochastically(finite.float(), dtype, layer_generator("grid"))
+    rounded = round_stochastically(finite.float(), dtype, layer_seed("grid"))
     assert torch.equal(rounded.view(torch.uint8), finite.view(torch.uint8))
     limit = torch.finfo(dtype).max
     beyond = torch.tensor([limit * 1.01, -limit * 4, float("inf")])
-    clamped = round_stochastically(beyond, dtype, layer_generator("grid")).float()
+    clamped = round_stochastically(beyond, dtype, layer_seed("grid")).float()
     assert clamped.tolist() == [limit, -limit, limit]
 
 
@@ -43,7 +43,7 @@ def test_noise_belongs_to_the_key_and_the_recipe():
     x = torch.randn(64, 64)
 
     def rounded(*name):
-        generator = layer_generator(*name)
+        generator = layer_seed(*name)
         return round_stochastically(x, torch.float8_e4m3fn, generator).view(torch.uint8)
 
     assert torch.equal(rounded("a", "r"), rounded("a", "r"))
@@ -55,7 +55,7 @@ def test_small_updates_survive_on_average():
     """Nearest rounding loses an update of 2 % of sigma almost entirely; ours keeps all of it."""
     weight = (torch.randn(512, 512) * 0.02).to(torch.float8_e4m3fn).float()
     update = torch.randn(512, 512) * 0.0004
-    rounded = round_stochastically(weight + update, torch.float8_e4m3fn, layer_generator("w"))
+    rounded = round_stochastically(weight + update, torch.float8_e4m3fn, layer_seed("w"))
     gain = ((rounded.float() - weight) * update).sum() / update.square().sum()
     nearest = (((weight + update).to(torch.float8_e4m3fn).float() - weight) * update).sum()
     assert abs(gain - 1) < 0.1
