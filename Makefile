@@ -20,7 +20,7 @@ test: $(VENV)/.complete
 	-$(RUN) tools/chromium.py
 	$(RUN) -m pytest -q
 
-$(VENV)/.complete: tools/requirements.txt
+$(VENV)/.complete:
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r tools/requirements.txt
 	touch $@
