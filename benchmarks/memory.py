@@ -63,14 +63,14 @@ def resident() -> int:
     raise OSError("this benchmark needs the resident set of Linux")
 
 
-def decoder_of(version: str):
-    """A decoder of the published layout, a quarter as wide, filled with random values."""
+def decoder_of(version: str, base: int):
+    """A decoder of the published layout, narrower, filled with random values."""
     import torch
 
     from aiprod_engine.models.video_vae import VideoDecoder, VideoVAEConfig
     from aiprod_engine.weights.presets import preset
 
-    section = preset("vae", version) | {"decoder_base_channels": QUARTER}
+    section = preset("vae", version) | {"decoder_base_channels": base}
     with torch.device("meta"):
         decoder = VideoDecoder(VideoVAEConfig.from_metadata(section))
     return filled(decoder)
@@ -85,7 +85,7 @@ def filled(module):
     return module.eval().requires_grad_(False)
 
 
-def decode(version: str, way: str, size: list[int]) -> dict:
+def decode(version: str, way: str, size: list[int], base: int) -> dict:
     """One decode; frames are counted and dropped, as a video encoder does."""
     import torch
 
@@ -93,7 +93,7 @@ def decode(version: str, way: str, size: list[int]) -> dict:
     from aiprod_engine.types import AVLatent
 
     frames, height, width = size
-    decoder = decoder_of(version)
+    decoder = decoder_of(version, base)
     shape = (1, decoder.config.latent_channels, (frames - 1) // 8 + 1, height // 32, width // 32)
     latent = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     clip = AVLatent(latent, None, frames, height, width, 24.0)
@@ -104,17 +104,20 @@ def decode(version: str, way: str, size: list[int]) -> dict:
     return found
 
 
-def peer(version: str, way: str, size: list[int]) -> dict:
-    """The same decode by `diffusers`."""
+def peer(way: str, size: list[int], base: int) -> dict:
+    """The same decode by `diffusers`, whose defaults are the layout of 2.0 at full width."""
     import diffusers
     import torch
 
-    from aiprod_engine.weights.presets import preset
-
-    torch.set_num_threads(1)
-    section = preset("vae", version) | {"decoder_base_channels": QUARTER}
     frames, height, width = size
-    vae = filled(diffusers.AutoencoderKLLTX2Video(**_peer_options(version, section)))
+    widths = [base * factor for factor in (2, 4, 8, 16)]
+    vae = filled(
+        diffusers.AutoencoderKLLTX2Video(
+            block_out_channels=tuple(widths),
+            decoder_block_out_channels=tuple(widths[:3]),
+            decoder_causal=False,
+        )
+    )
     if way == "tiled":
         vae.enable_tiling()
     shape = (1, 128, (frames - 1) // 8 + 1, height // 32, width // 32)
@@ -125,43 +128,33 @@ def peer(version: str, way: str, size: list[int]) -> dict:
     return found | {"frames": pixels.shape[2]}
 
 
-def _peer_options(version: str, section: dict) -> dict:
-    """Constructor options of the peer for a decoder of quarter width."""
-    if version != "2.0":
-        raise NotImplementedError("the peer's defaults are the layout of 2.0")
-    return {
-        "decoder_block_out_channels": tuple(QUARTER * k for k in (2, 4, 8)),
-        "block_out_channels": tuple(QUARTER * k for k in (2, 4, 8, 16)),
-    }
-
-
-def empty_transformer():
-    """A transformer of published layout, a quarter as wide and half as deep, without data."""
+def empty_transformer(heads: int):
+    """A transformer of published layout, narrower and half as deep, without data."""
     import torch
 
     from aiprod_engine.models.transformer import Transformer, TransformerConfig
     from aiprod_engine.weights.presets import preset
 
     raw = preset("transformer", "2.3") | {
-        "num_layers": BLOCKS, "num_attention_heads": 8, "audio_num_attention_heads": 8,
-        "cross_attention_dim": 1024, "audio_cross_attention_dim": 512,
+        "num_layers": BLOCKS, "num_attention_heads": heads, "audio_num_attention_heads": heads,
+        "cross_attention_dim": heads * 128, "audio_cross_attention_dim": heads * 64,
     }  # fmt: skip
     config = TransformerConfig.from_metadata(raw, "av")
     with torch.device("meta"):
         return Transformer(config)
 
 
-def write_transformer(path: str) -> dict:
+def write_transformer(path: str, heads: int) -> dict:
     """Random weights in a file."""
     import torch
     from safetensors.torch import save_file
 
-    shapes = empty_transformer().state_dict().items()
+    shapes = empty_transformer(heads).state_dict().items()
     save_file({name: torch.randn(tensor.shape) * 0.02 for name, tensor in shapes}, path)
     return {}
 
 
-def transformer(path: str, policy: str) -> dict:
+def transformer(path: str, heads: int, policy: str) -> dict:
     """One forward from the mapped file; a CPU with copies plays the device."""
     import torch
     from safetensors.torch import load_file
@@ -169,7 +162,7 @@ def transformer(path: str, policy: str) -> dict:
     from aiprod_engine.memory.residency import Residency
     from aiprod_engine.types import Modality
 
-    model = empty_transformer()
+    model = empty_transformer(heads)
     model.load_state_dict(load_file(path), assign=True, strict=True)  # views of the file
     model.eval().requires_grad_(False)
 
@@ -216,55 +209,49 @@ def measure(worker: str, *arguments: object, python: str = sys.executable) -> di
 def run(options: argparse.Namespace) -> dict:
     """Every figure by name."""
     results: dict = {}
-    for version in VERSIONS:
+    for version in options.versions:
         for frames in options.frames:
             size = [frames, options.height, options.width]
-            for way in WAYS:
+            for way in options.ways:
                 if way == "untiled" and frames > options.longest_untiled:
                     continue
-                results[f"{version} {way} {frames}"] = measure("decode", version, way, size)
-            if options.peer_python and frames <= options.longest_untiled:
-                for way in ("untiled", "tiled"):
+                name = f"{version} {way} {frames}"
+                results[name] = measure("decode", version, way, size, options.base)
+                if version == "2.0" and way != "streamed" and options.peer_python:
                     name = f"{version} diffusers {way} {frames}"
-                    results[name] = measure("peer", version, way, size, python=options.peer_python)
+                    python = options.peer_python
+                    results[name] = measure("peer", way, size, options.base, python=python)
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "transformer.safetensors")
-        measure("write_transformer", path)
+        measure("write_transformer", path, options.heads)
         for policy in ("streamed", "resident"):
-            results[f"transformer {policy}"] = measure("transformer", path, policy)
-    return results | {"ratios": ratios(results, options.frames)}
+            results[f"transformer {policy}"] = measure("transformer", path, options.heads, policy)
+    return results | {"ratios": ratios(results, options)}
 
 
-def ratios(results: dict, frames: list[int]) -> dict[str, float]:
+def ratios(results: dict, options: argparse.Namespace) -> dict[str, float]:
     """The numbers to compare; those of a measurement that failed are left out."""
 
     def of(name: str, key: str = "peak") -> float:
         return results.get(name, {}).get(key, float("nan"))
 
-    short, long = min(frames), max(frames)
+    frames = sorted(options.frames)
+    long = frames[-1]
     found = {}
-    for version in VERSIONS:
-        streamed = of(f"{version} streamed {short}")
-        found |= {
-            f"{version}: streamed, {long} over {short} frames": (
-                of(f"{version} streamed {long}") / streamed
-            ),
-            f"{version}: untiled over streamed, {short} frames": (
-                of(f"{version} untiled {short}") / streamed
-            ),
-            f"{version}: tiled over streamed, {long} frames": (
-                of(f"{version} tiled {long}") / of(f"{version} streamed {long}")
-            ),
-            f"{version}: diffusers over streamed, {short} frames": (
-                of(f"{version} diffusers untiled {short}") / streamed
-            ),
-        }
+    for version in options.versions:
+        streamed = of(f"{version} streamed {long}")
+        for shorter in frames[:-1]:
+            name = f"{version}: streamed, {long} over {shorter} frames"
+            found[name] = streamed / of(f"{version} streamed {shorter}")
+        for way in ("tiled", "untiled", "diffusers tiled", "diffusers untiled"):
+            name = f"{version}: {way} over streamed, {long} frames"
+            found[name] = of(f"{version} {way} {long}") / streamed
     weights = of("transformer streamed", "weights")
     found |= {
         "transformer: streamed over weights": of("transformer streamed") / weights,
         "transformer: resident over weights": of("transformer resident") / weights,
     }
-    return {name: value for name, value in found.items() if value == value}  # noqa: PLR0124 (NaN)
+    return {name: value for name, value in found.items() if value == value}  # NaN
 
 
 def describe(results: dict) -> str:
@@ -286,6 +273,10 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--height", type=int, default=320)
     parser.add_argument("--frames", type=int, nargs="+", default=[49, 121, 257])
+    parser.add_argument("--versions", nargs="+", choices=VERSIONS, default=VERSIONS)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--base", type=int, default=QUARTER, help="channels; released: 128")
+    parser.add_argument("--heads", type=int, default=8, help="of the transformer; released: 32")
     parser.add_argument("--longest-untiled", type=int, default=257, metavar="FRAMES")
     parser.add_argument("--peer-python", help="interpreter that has diffusers")
     parser.add_argument("--json", type=Path, help="write the numbers there, too")

@@ -66,7 +66,8 @@ def ancestral_weights(
     down = sigma_next * (1 + (sigma_next / sigma - 1) * eta)
     keep, noise = 1.0, 0.0
     if eta > 0:
-        keep = (1 - sigma_next) / (1 - down)
+        if down < 1:  # else a step from 1 to 1, which keeps all
+            keep = (1 - sigma_next) / (1 - down)
         noise = s_noise * math.sqrt(max(sigma_next**2 - (down * keep) ** 2, 0.0))
     return Weights(keep * down / sigma, keep * (1 - down / sigma), 0.0, noise)
 
@@ -118,9 +119,10 @@ def renoise(
     """Return `target`, an ODE solution at `sigma_next` that started from `x`, with fresh noise.
 
     The ODE is followed further down and noise brings it back to `sigma_next`. If a
-    single `sigma_next` is 0, nothing is added at all.
+    single `sigma_next` is 0, or the step has no length, nothing is added at all.
     """
-    if eta == 0 or bool(torch.as_tensor(sigma_next).eq(0).any()):
+    ends = (sigma_next, sigma - sigma_next)
+    if eta == 0 or any(bool(torch.as_tensor(end).eq(0).any()) for end in ends):
         return target
     ratio, down, up = sde_coefficients(sigma_next, eta)
     reach = (sigma - down) / (sigma - sigma_next)  # 1 would end at sigma_next

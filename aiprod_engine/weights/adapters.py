@@ -20,8 +20,7 @@ NOT_BESIDE = (
     "a DoRA adapter rescales the whole weight and cannot run beside a quantised one; "
     "use it with an unquantised model"
 )
-_TEMPORARY = 256 << 20  # bytes of float32 temporaries while a weight is fused
-_LIVE = 6  # row chunks alive at once: sum, delta, product and what DoRA adds
+_CHUNK = 8 << 20  # bytes of a float32 row chunk; a few of them are alive at once
 
 
 class Adapter(Protocol):
@@ -35,8 +34,11 @@ class Adapter(Protocol):
     def rank(self) -> int | None:
         """Rank of the delta where it is limited."""
 
-    def deltas(self, weight: Tensor, chunks: Sequence[slice]) -> Iterator[Tensor]:
-        """float32 delta of each row chunk of `weight`, on its device."""
+    def deltas(self, weight: Tensor, chunks: Sequence[slice], out: Tensor) -> Iterator[Tensor]:
+        """float32 delta of each row chunk of `weight`, on its device.
+
+        It lies in `out`, which has room for the largest chunk: use it before taking the next.
+        """
 
     def low_rank(self) -> tuple[Tensor, Tensor]:
         """Exact float32 factors (down, up) with delta = up @ down."""
@@ -58,10 +60,11 @@ class LowRank:
     def rank(self) -> int:
         return self.down.shape[0]
 
-    def deltas(self, weight: Tensor, chunks: Sequence[slice]) -> Iterator[Tensor]:
+    def deltas(self, weight: Tensor, chunks: Sequence[slice], out: Tensor) -> Iterator[Tensor]:
         down, up = (t.to(weight.device, torch.float32) for t in (self.down, self.up))
         for rows in chunks:
-            yield (up[rows] * self.scale) @ down
+            factor = up[rows] * self.scale
+            yield torch.mm(factor, down, out=out[: len(factor)])
 
     def low_rank(self) -> tuple[Tensor, Tensor]:
         return self.down.float(), self.up.float() * self.scale
@@ -83,13 +86,16 @@ class Kronecker:
     def rank(self) -> int:
         return _inner(self.first) * _inner(self.second)
 
-    def deltas(self, weight: Tensor, chunks: Sequence[slice]) -> Iterator[Tensor]:
+    def deltas(self, weight: Tensor, chunks: Sequence[slice], out: Tensor) -> Iterator[Tensor]:
         first, second = (_product(part, weight.device) for part in (self.first, self.second))
         first = first * self.scale
         for rows in chunks:
             index = torch.arange(rows.start, rows.stop, device=weight.device)
             left, right = first[index // len(second)], second[index % len(second)]
-            yield (left.unsqueeze(2) * right.unsqueeze(1)).flatten(1)  # (rows, b, d) -> (rows, in)
+            delta = out[: len(index)]  # (rows, in) = (rows, b * d)
+            blocks = delta.view(len(index), left.shape[1], right.shape[1])
+            torch.mul(left.unsqueeze(2), right.unsqueeze(1), out=blocks)
+            yield delta
 
     def low_rank(self) -> tuple[Tensor, Tensor]:
         (up1, down1), (up2, down2) = _factors(self.first), _factors(self.second)
@@ -110,9 +116,10 @@ class FullDelta:
     def rank(self) -> None:
         return None
 
-    def deltas(self, weight: Tensor, chunks: Sequence[slice]) -> Iterator[Tensor]:
+    def deltas(self, weight: Tensor, chunks: Sequence[slice], out: Tensor) -> Iterator[Tensor]:
         for rows in chunks:
-            yield self.difference[rows].to(weight.device, torch.float32)
+            stored = self.difference[rows]
+            yield out[: len(stored)].copy_(stored)
 
     def low_rank(self) -> tuple[Tensor, Tensor]:
         up, down = _factors((self.difference,))
@@ -139,18 +146,16 @@ class Dora:
     def rank(self) -> int:
         return self.inner.rank
 
-    def deltas(self, weight: Tensor, chunks: Sequence[slice]) -> Iterator[Tensor]:
+    def deltas(self, weight: Tensor, chunks: Sequence[slice], out: Tensor) -> Iterator[Tensor]:
         magnitude = self.magnitude.to(weight.device, torch.float32)
         by_column = self.norm == "merged_columns"
         magnitude = magnitude.reshape(1, -1) if by_column else magnitude.reshape(-1, 1)
-        columns = self._column_norm(weight, chunks) if by_column else None
-        for rows, delta in zip(chunks, self.inner.deltas(weight, chunks), strict=True):
+        columns = self._column_norm(weight, chunks, out) if by_column else None
+        for rows, delta in zip(chunks, self.inner.deltas(weight, chunks, out), strict=True):
             original = weight[rows].float()
-            merged = original + delta
-            if by_column:
-                yield magnitude * merged / columns - original
-            else:
-                yield magnitude[rows] * merged / self._row_norm(original, merged) - original
+            merged = delta.add_(original)
+            norm = columns if by_column else self._row_norm(original, merged)
+            yield merged.mul_(magnitude if by_column else magnitude[rows]).div_(norm).sub_(original)
 
     def low_rank(self) -> tuple[Tensor, Tensor]:
         raise MismatchError(NOT_BESIDE)
@@ -160,24 +165,30 @@ class Dora:
             return merged.norm(dim=1, keepdim=True)
         return original.norm(dim=1, keepdim=True) + torch.finfo(torch.float32).eps
 
-    def _column_norm(self, weight: Tensor, chunks: Sequence[slice]) -> Tensor:
+    def _column_norm(self, weight: Tensor, chunks: Sequence[slice], out: Tensor) -> Tensor:
         squares = torch.zeros(1, weight.shape[1], device=weight.device)
-        for rows, delta in zip(chunks, self.inner.deltas(weight, chunks), strict=True):
-            squares += (weight[rows].float() + delta).square().sum(0, keepdim=True)
+        for rows, delta in zip(chunks, self.inner.deltas(weight, chunks, out), strict=True):
+            squares += delta.add_(weight[rows].float()).square_().sum(0, keepdim=True)
         return squares.sqrt() + torch.finfo(torch.float32).eps
 
 
+@torch.no_grad()
 def fuse(weight: Tensor, adapters: Sequence[tuple[Adapter, float]]) -> Tensor:
     """`weight` + sum of strength * delta in float32, rounded once to the dtype of `weight`."""
     chunks = _row_chunks(weight)
     fused = torch.empty_like(weight)
+    # Two buffers for the whole call: fresh memory per chunk costs more than the arithmetic, and
+    # what outlives the call (`fused`) is allocated first, so that no hole is left below it.
+    size = (len(weight[chunks[0]]), *weight.shape[1:]) if chunks else (0,)
+    total, scratch = torch.empty((2, *size), dtype=torch.float32, device=weight.device)
     with _exact_products(weight.device):
-        streams = [adapter.deltas(weight, chunks) for adapter, _ in adapters]
-        for rows, *deltas in zip(chunks, *streams, strict=True):
-            total = weight[rows].to(torch.float32, copy=True)
-            for delta, (_, strength) in zip(deltas, adapters, strict=True):
-                total.add_(delta, alpha=strength)
-            fused[rows] = total.to(weight.dtype)
+        streams = [adapter.deltas(weight, chunks, scratch) for adapter, _ in adapters]
+        for rows in chunks:
+            part = weight[rows]
+            sum_ = total[: len(part)].copy_(part)
+            for stream, (_, strength) in zip(streams, adapters, strict=True):
+                sum_.add_(next(stream), alpha=strength)
+            fused[rows] = sum_  # the one rounding
     return fused
 
 
@@ -191,7 +202,7 @@ def stack(adapters: Sequence[tuple[Adapter, float]]) -> tuple[Tensor, Tensor]:
 
 def _row_chunks(weight: Tensor) -> list[slice]:
     width = max(1, weight[:1].numel())
-    step = max(1, _TEMPORARY // (4 * _LIVE * width))
+    step = max(1, _CHUNK // (4 * width))
     return [slice(i, min(i + step, len(weight))) for i in range(0, len(weight), step)]
 
 

@@ -13,10 +13,10 @@ _WORD = 0xFFFFFFFF
 def philox(counters: Tensor, seed: int) -> Tensor:
     """Four words in [0, 2^32) for each of the `counters` (count,): int64 (count, 4).
 
-    A counter fills the first two of Philox's four counter words, `seed` both words of its key.
+    A counter, below 2^32, is the first of Philox's four; `seed` fills both words of its key.
     """
     zero = torch.zeros_like(counters)
-    words = [counters & _WORD, counters >> 32, zero, zero]
+    words = [counters, zero, zero, zero]
     key = [seed & _WORD, seed >> 32 & _WORD]
     for _ in range(10):
         # The 64-bit products wrap around in int64; their bits are those of unsigned arithmetic.

@@ -45,9 +45,9 @@ def kernel():
         places = tl.minimum(dropped + tl.maximum(smallest - exponent, 0), 56)
         significand = ((finite & 0x7FFFFF) | 0x800000).to(tl.int64)
 
-        counter = first // 4 + tl.arange(0, block // 4)
-        low, high = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
-        word0, word1, word2, word3 = tl.philox(seed, low, high, low * 0, low * 0)
+        counter = (first // 4 + tl.arange(0, block // 4)).to(tl.uint32)
+        zero = counter * 0
+        word0, word1, word2, word3 = tl.philox(seed, counter, zero, zero, zero)
         noise = tl.interleave(tl.interleave(word0, word2), tl.interleave(word1, word3))
 
         steps = (((significand << 32) >> places) + noise.to(tl.int64)) >> 32
