@@ -1,11 +1,11 @@
 """The host inside the test process, with this pack loaded the way the host loads it."""
 
-import asyncio
 import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
+from loaded_pack import nodes_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -38,6 +38,4 @@ def pack(models):
 @pytest.fixture(scope="session")
 def node_types(pack) -> dict:
     """Node id -> node class."""
-    extension = asyncio.run(pack.comfy_entrypoint())
-    nodes = asyncio.run(extension.get_node_list())
-    return {node.define_schema().node_id: node for node in nodes}
+    return nodes_of(pack)

@@ -1,6 +1,5 @@
 """Loading of the families: all, without network, and one that fails takes no other along."""
 
-import asyncio
 import importlib.util
 import logging
 import socket
@@ -9,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from loaded_pack import nodes_of
 
 pytestmark = pytest.mark.host
 
@@ -31,8 +31,7 @@ def fresh(pack):
 
 
 def node_ids(pack) -> set[str]:
-    extension = asyncio.run(pack.comfy_entrypoint())
-    return {n.define_schema().node_id for n in asyncio.run(extension.get_node_list())}
+    return set(nodes_of(pack))
 
 
 def ids_of(family: str) -> set[str]:

@@ -116,6 +116,21 @@ def test_a_phase_that_may_leave_goes_on_at_home(resident):
     assert resident.device is None
 
 
+def test_weights_that_do_not_fit_go_home_at_once(resident):
+    need = Need("connect prompt", (Weights(1),), (Way("", 1),), may_leave=True)
+    resident.release()
+    placed = Placed(need, [resident])
+    placed.begin(failing(1))
+    assert resident.streamed_blocks == 0
+    assert resident.device == CPU
+    placed.close()
+    with pytest.raises(OutOfMemory, match=r"sample must fit into memory: .* 0\.0 MiB of weights"):
+        Placed(NEED, [resident]).begin(failing(1))
+    left = ["vae"]
+    Placed(NEED, [resident], evict=lambda: bool(left and left.pop())).begin(failing(1))
+    assert not left
+
+
 def test_the_end_is_one_sentence_with_phase_bytes_and_remedy(resident):
     with pytest.raises(OutOfMemory) as caught:
         Placed(NEED, [resident], free=1 << 30).attempt(failing(math.inf))
