@@ -1,6 +1,6 @@
 """Weighs decode and the streamed transformer: peak memory over weights, next to a peer.
 
-    python benchmarks/memory.py [--width W] [--height H] [--frames N ...] [--peer-python PYTHON]
+    python benchmarks/memory.py [--frames N ...] [--ways WAY ...] [--peer-python PYTHON]
 
 Decoders of quarter width with the published layouts and random weights, one thread, float32. Each
 figure is the peak of the resident set over what it was with all weights in memory, in a process of
@@ -196,7 +196,8 @@ WORKERS: dict[str, Callable[..., dict]] = {
 
 
 def measure(worker: str, *arguments: object, python: str = sys.executable) -> dict:
-    """Run one worker in a fresh process with one thread."""
+    """Run one worker in a fresh process with one thread; says so, for it may take minutes."""
+    sys.stderr.write(f"{worker} {' '.join(map(str, arguments))}\n")
     command = [python, str(Path(__file__).resolve()), "--worker", worker, json.dumps(arguments)]
     # without a fixed threshold freed tensors stay in the heap and count as resident
     settings = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}

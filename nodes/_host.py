@@ -96,23 +96,24 @@ def placed(need: Need, *recipes: Recipe) -> Iterator[Placed]:
     One line goes into the log: needed, free, plan. After a failure nothing stays on the device.
     """
     device, wanted = device_of(recipes[0]), need.ways[0].activations
-    with on_device(*recipes, activation_bytes=wanted):
-        handles = [_handle(recipe) for recipe in recipes]
-        free = mm.get_free_memory(device)
-        for handle in handles:  # the host may have granted more to weights than activations leave
-            if free < wanted and handle.residency.resident_bytes:
-                free += handle.residency.shrink(wanted - free)
-        residencies = [handle.residency for handle in handles]
-        phase = Placed(need, residencies, free, evict=lambda: _evict_others(device, handles))
+    handles = [_handle(recipe) for recipe in recipes]
+    residencies = [handle.residency for handle in handles]
+    free = mm.get_free_memory(device)
+    phase = Placed(need, residencies, free, evict=lambda: _evict_others(device, handles))
+    try:
+        phase.begin(lambda: mm.load_models_gpu(handles, memory_required=wanted))
+        phase.free = mm.get_free_memory(device)
+        for residency in residencies:  # the host may leave less than the activations need
+            if phase.free < wanted and residency.resident_bytes:
+                phase.free += residency.shrink(wanted - phase.free)
         logger.info("%s", phase.describe())
-        try:
-            yield phase
-        except OutOfMemory:
-            mm.unload_all_models()
-            mm.soft_empty_cache()
-            raise
-        finally:
-            phase.close()
+        yield phase
+    except OutOfMemory:
+        mm.unload_all_models()
+        mm.soft_empty_cache()
+        raise
+    finally:
+        phase.close()
 
 
 def _evict_others(device: torch.device, handles: Sequence[Handle]) -> bool:

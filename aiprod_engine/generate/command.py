@@ -91,8 +91,12 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--device", help="default: cuda if there is one")
     group.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: by device")
     group.add_argument("--tiling", choices=("auto", "tiled", "off"), default="auto")
-    group.add_argument("--residency", choices=("auto", "resident", "stream"), default="auto",
-                       help="of transformer and text encoder: stay on the device, or stream")
+    group.add_argument(
+        "--residency",
+        choices=("auto", "resident", "stream"),
+        default="auto",
+        help="of transformer and text encoder: stay on the device, or stream",
+    )
     group.add_argument("--vram", type=float, metavar="GIB",
                        help="device memory to use; default: what is free")  # fmt: skip
 

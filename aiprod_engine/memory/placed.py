@@ -42,7 +42,7 @@ class Placed:
         evict: Callable[[], bool] = nothing_more,
     ) -> None:
         self.need = need
-        self.free = free
+        self.free = free  # may be set when the networks are placed
         self._residencies = tuple(residencies)
         self._evict = evict
         self._has_left = False
@@ -73,6 +73,23 @@ class Placed:
         free = "" if math.isinf(self.free) else f", free {amount(self.weights + self.free)}"
         plan = ", ".join(filter(None, (self._kept(), way.name)))
         return f"{self.need.name}: needs {needed}{free}; {plan}"
+
+    def begin(self, place: Callable[[], object]) -> None:
+        """Run `place`, which puts the networks on the device, until they are somewhere."""
+        while True:
+            try:
+                place()
+                return
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            for residency in self._residencies:
+                residency.release()
+            if self._evict():
+                continue
+            if self.leaves():
+                return
+            raise self.failure()
 
     def run(self, function: Callable[..., T]) -> T:
         """`function(*networks)`, run again with less on the device while its memory runs out."""
@@ -129,10 +146,11 @@ class Placed:
     def failure(self) -> OutOfMemory:
         """What a user is told when nothing gives any more."""
         least = min(way.activations for way in self.need.ways)
+        weights = self.weights or self.need.least
         free = "" if math.isinf(self.free) else f", {amount(self.free)} is free"
         return OutOfMemory(
             f"{self.need.name} must fit into memory: it needs {amount(least)} beside "
-            f"{amount(self.weights)} of weights{free}; {self.need.remedy}"
+            f"{amount(weights)} of weights{free}; {self.need.remedy}"
         )
 
     def close(self) -> None:

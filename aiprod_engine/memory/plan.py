@@ -24,6 +24,11 @@ class Weights:
     def total(self) -> int:
         return self.outside + sum(self.blocks)
 
+    @property
+    def least(self) -> int:
+        """Device bytes when every block streams."""
+        return self.outside + ring_bytes(self.blocks, (), SLOTS)
+
 
 @dataclass(frozen=True)
 class Way:
@@ -46,6 +51,11 @@ class Need:
     ways: tuple[Way, ...]
     remedy: str = "lower width, height or frames"
     may_leave: bool = False
+
+    @property
+    def least(self) -> int:
+        """Device bytes of weights when every block streams."""
+        return sum(network.least for network in self.networks)
 
     def way(self, room: float) -> Way:
         """The first way whose activations fit `room` bytes, else the smallest."""

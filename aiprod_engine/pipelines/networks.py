@@ -134,15 +134,22 @@ class Networks:
         """Yield the networks of a phase on the device; they are disposed after."""
         device, held = torch.device(self.device), []
         free = free_bytes(device) if self.budget is None else self.budget
-        room = free * (1 - MARGIN) - min(way.activations for way in need.ways)
+        usable = free * (1 - MARGIN)
+        room = usable - need.way(usable - need.least).activations
+
+        def put() -> None:
+            left = room
+            for residency in held:
+                left -= residency.place(device, left)
+
         try:
             for recipe in recipes:
                 network = self._load(recipe)
-                held.append(Residency(network, recipe.residency,
-                                      always_copies=self.budget is not None))  # fmt: skip
-                room -= held[-1].place(device, room)
-            weights = sum(residency.placed_bytes for residency in held)
-            placed = Placed(need, held, max(free - weights, 0))
+                is_copy = self.budget is not None
+                held.append(Residency(network, recipe.residency, always_copies=is_copy))
+            placed = Placed(need, held, free)
+            placed.begin(put)
+            placed.free = max(free - placed.weights, 0)
             if need.networks:
                 logger.info("%s", placed.describe())
             yield placed

@@ -107,10 +107,11 @@ def sampling_need(model: Recipe, start: Start, batch: int = 1) -> Need:
     def way(name: str, batch: int) -> Way:
         return Way(name, estimate.transformer(config, *sizes, itemsize, batch) + rebuilt)
 
-    ways = (way("one pass at a time", 1),)
+    ways, remedy = (way("one pass at a time", 1),), Need.remedy
     if batch > 1:
         ways = (way(f"{batch} passes at once", batch), *ways)
-    return Need("sample", (stored_weights(model),), ways)
+        remedy += ", or the passes per forward"
+    return Need("sample", (stored_weights(model),), ways, remedy)
 
 
 def _stream_size(state: TokenState | None) -> StreamSize | None:

@@ -20,7 +20,7 @@ NOT_BESIDE = (
     "a DoRA adapter rescales the whole weight and cannot run beside a quantised one; "
     "use it with an unquantised model"
 )
-_CHUNK = 8 << 20  # bytes of a float32 row chunk; a few of them are alive at once
+_CHUNK = 8 << 20  # bytes of a float32 row chunk: malloc reuses them, larger ones are fresh pages
 
 
 class Adapter(Protocol):
@@ -116,7 +116,7 @@ class FullDelta:
     def rank(self) -> None:
         return None
 
-    def deltas(self, weight: Tensor, chunks: Sequence[slice], out: Tensor) -> Iterator[Tensor]:
+    def deltas(self, weight: Tensor, chunks: Sequence[slice], out: Tensor) -> Iterator[Tensor]:  # noqa: ARG002
         for rows in chunks:
             stored = self.difference[rows]
             yield out[: len(stored)].copy_(stored)
