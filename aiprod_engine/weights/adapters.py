@@ -20,7 +20,10 @@ NOT_BESIDE = (
     "a DoRA adapter rescales the whole weight and cannot run beside a quantised one; "
     "use it with an unquantised model"
 )
-_CHUNK = 8 << 20  # bytes of a float32 row chunk: malloc reuses them, larger ones are fresh pages
+# Bytes of a float32 row chunk. On the CPU larger ones are slower and leave holes in the heap, as
+# what outlives them is allocated in between; an accelerator wants few launches.
+_CHUNK, _DEVICE_CHUNK = 2 << 20, (256 << 20) // 6
+_LEAST_ROWS = 128  # fewer make a product of high rank slow
 
 
 class Adapter(Protocol):
@@ -150,7 +153,7 @@ class Dora:
         magnitude = self.magnitude.to(weight.device, torch.float32)
         by_column = self.norm == "merged_columns"
         magnitude = magnitude.reshape(1, -1) if by_column else magnitude.reshape(-1, 1)
-        columns = self._column_norm(weight, chunks, out) if by_column else None
+        columns = self._column_norm(weight) if by_column else None
         for rows, delta in zip(chunks, self.inner.deltas(weight, chunks, out), strict=True):
             original = weight[rows].float()
             merged = delta.add_(original)
@@ -165,7 +168,10 @@ class Dora:
             return merged.norm(dim=1, keepdim=True)
         return original.norm(dim=1, keepdim=True) + torch.finfo(torch.float32).eps
 
-    def _column_norm(self, weight: Tensor, chunks: Sequence[slice], out: Tensor) -> Tensor:
+    def _column_norm(self, weight: Tensor) -> Tensor:
+        # The same chunks on every device: their size shows in the last bit of the sums.
+        chunks = _row_chunks(weight, _DEVICE_CHUNK)
+        out = _buffer(weight, chunks)
         squares = torch.zeros(1, weight.shape[1], device=weight.device)
         for rows, delta in zip(chunks, self.inner.deltas(weight, chunks, out), strict=True):
             squares += delta.add_(weight[rows].float()).square_().sum(0, keepdim=True)
@@ -175,12 +181,10 @@ class Dora:
 @torch.no_grad()
 def fuse(weight: Tensor, adapters: Sequence[tuple[Adapter, float]]) -> Tensor:
     """`weight` + sum of strength * delta in float32, rounded once to the dtype of `weight`."""
-    chunks = _row_chunks(weight)
+    chunks = _row_chunks(weight, _CHUNK if weight.device.type == "cpu" else _DEVICE_CHUNK)
     fused = torch.empty_like(weight)
-    # Two buffers for the whole call: fresh memory per chunk costs more than the arithmetic, and
-    # what outlives the call (`fused`) is allocated first, so that no hole is left below it.
-    size = (len(weight[chunks[0]]), *weight.shape[1:]) if chunks else (0,)
-    total, scratch = torch.empty((2, *size), dtype=torch.float32, device=weight.device)
+    # Two buffers for the whole call: fresh memory per chunk costs more than the arithmetic.
+    total, scratch = _buffer(weight, chunks), _buffer(weight, chunks)
     with _exact_products(weight.device):
         streams = [adapter.deltas(weight, chunks, scratch) for adapter, _ in adapters]
         for rows in chunks:
@@ -200,10 +204,17 @@ def stack(adapters: Sequence[tuple[Adapter, float]]) -> tuple[Tensor, Tensor]:
     return down, up
 
 
-def _row_chunks(weight: Tensor) -> list[slice]:
+def _row_chunks(weight: Tensor, size: int) -> list[slice]:
+    """Runs of rows of about `size` bytes in float32."""
     width = max(1, weight[:1].numel())
-    step = max(1, _CHUNK // (4 * width))
+    step = max(_LEAST_ROWS, size // (4 * width))
     return [slice(i, min(i + step, len(weight))) for i in range(0, len(weight), step)]
+
+
+def _buffer(weight: Tensor, chunks: Sequence[slice]) -> Tensor:
+    """Room for any one of the `chunks` of `weight` in float32."""
+    rows = chunks[0].stop if chunks else 0
+    return torch.empty((rows, *weight.shape[1:]), dtype=torch.float32, device=weight.device)
 
 
 @contextmanager

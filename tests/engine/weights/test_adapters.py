@@ -108,7 +108,8 @@ def test_low_rank_factors_are_exact_and_dora_has_none(case):
 def test_row_chunks_do_not_change_the_result(case, monkeypatch):
     stack = [(adapter, strength) for adapter, strength in _kinds(case).values()]
     whole = adapters.fuse(case.inputs["weight"], stack)
-    monkeypatch.setattr(adapters, "_CHUNK", 4 * 30 * 5)  # five rows at a time
+    for name, least in (("_CHUNK", 0), ("_DEVICE_CHUNK", 0), ("_LEAST_ROWS", 5)):
+        monkeypatch.setattr(adapters, name, least)
     torch.testing.assert_close(adapters.fuse(case.inputs["weight"], stack), whole)
 
 
