@@ -281,7 +281,7 @@ def _cache(file: Path, cold: bool) -> None:
 
 def run(options: argparse.Namespace, folder: Path) -> dict:
     """Write the files and measure everything."""
-    from aiprod_engine.weights.header import read_header
+    from aiprod_engine.weights.containers.header import read_header
 
     config = transformer_config(options.size * 1e9)
     write_transformer(folder / "transformer.safetensors", config)

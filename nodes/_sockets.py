@@ -13,7 +13,7 @@ from ..aiprod_engine.pipelines.guides import Guide
 from ..aiprod_engine.sampling.guidance import Guidance
 from ..aiprod_engine.types import AVLatent, TextContext
 from ..aiprod_engine.weights import Info
-from ..aiprod_engine.weights.ic_lora import Reference
+from ..aiprod_engine.weights.lora.ic_lora import Reference
 from ..aiprod_engine.weights.recipe import Recipe
 
 Model = io.Custom("AIPROD_MODEL")

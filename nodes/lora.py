@@ -7,8 +7,8 @@ from dataclasses import replace
 from comfy_api.latest import io
 
 from ..aiprod_engine.errors import CheckpointError
-from ..aiprod_engine.weights.ic_lora import merge_references
-from ..aiprod_engine.weights.lora_file import read_lora
+from ..aiprod_engine.weights.lora.file import read_lora
+from ..aiprod_engine.weights.lora.ic_lora import merge_references
 from ..aiprod_engine.weights.recipe import LoraUse
 from ..aiprod_engine.weights.source import find
 from . import _host as host

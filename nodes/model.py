@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..aiprod_engine.errors import MismatchError
 from ..aiprod_engine.memory.residency import POLICIES
-from ..aiprod_engine.weights.precision import BFLOAT16, PRECISIONS, STORED, check_precision
+from ..aiprod_engine.weights.quant.precision import BFLOAT16, PRECISIONS, STORED, check_precision
 from ..aiprod_engine.weights.recipe import Recipe
 from ..aiprod_engine.weights.source import find
 from . import _host as host

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..weights.header import short
+from ..weights.containers.header import short
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..weights.header import SUFFIXES, short
+from ..weights.containers.header import SUFFIXES, short
 
 # The API forms lie in the pack beside the engine.
 SHIPPED = Path(__file__).resolve().parents[2] / "workflows" / "api"

@@ -39,7 +39,7 @@ from ..media.mp4 import Sound
 from ..models.audio_vae.codec import fit_track
 from ..sampling.presets import preset
 from ..types import AVLatent
-from ..weights.ic_lora import Reference
+from ..weights.lora.ic_lora import Reference
 from .stage import Start
 
 NEUTRAL = Reference()  # what videos follow without an IC-LoRA

@@ -21,8 +21,8 @@ from ..models.text.tokenizer import Tokenizer
 from ..models.transformer import Transformer
 from ..models.video_vae import PerChannelStatistics
 from ..weights import Info, check_fit, configuration, inspect, load, load_tokenizer
-from ..weights.ic_lora import Reference, merge_references, read_reference
-from ..weights.lora import load_loras
+from ..weights.lora.ic_lora import Reference, merge_references, read_reference
+from ..weights.lora.stack import load_loras
 from ..weights.recipe import LoraUse, Recipe
 
 logger = logging.getLogger(__name__)

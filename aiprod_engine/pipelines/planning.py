@@ -18,8 +18,8 @@ from ..models.transformer import Transformer
 from ..types import AVLatent, TokenState
 from ..weights import configuration
 from ..weights.components import COMPONENTS
-from ..weights.fp8 import is_storage_target
-from ..weights.precision import BFLOAT16, FP8_STORAGE
+from ..weights.quant.fp8 import is_storage_target
+from ..weights.quant.precision import BFLOAT16, FP8_STORAGE
 from ..weights.recipe import Recipe
 from ..weights.source import Stored, find
 from .decode import decode_ways

@@ -18,7 +18,7 @@ from ..sampling import schedules
 from ..sampling.denoise import Contexts
 from ..sampling.presets import Preset
 from ..types import AVLatent, Streams
-from ..weights.ic_lora import Reference
+from ..weights.lora.ic_lora import Reference
 from .encoders import encoders
 from .guides import NEUTRAL, Guide, encode_guides
 from .networks import Lora, Networks

@@ -1,8 +1,8 @@
 """Files of the LTX-2 family: recognised from their headers, loaded strictly, never unpickled."""
 
-from .fit import check_fit
-from .identify import identify, inspect
-from .info import Info
+from .identity.fit import check_fit
+from .identity.identify import identify, inspect
+from .identity.info import Info
 
 __all__ = [
     "Info",

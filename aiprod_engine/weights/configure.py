@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import CheckpointError, EngineError, UnsupportedConfig
-from .header import Header, short
-from .info import Info
+from .containers.header import Header, short
+from .identity.info import Info
 from .keymap import PARTS, split
 from .presets import preset
-from .quant_formats import logical_shapes, parse_json
+from .quant.formats import logical_shapes, parse_json
 from .shapes import DERIVE, MAX_LAYERS, Shapes
 
 _log = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ..errors import CheckpointError
-from .header import SUFFIXES, Header, read_header, short
-from .quant_formats import parse_json
+from .containers.header import SUFFIXES, Header, read_header, short
+from .quant.formats import parse_json
 
 # Parts of a diffusers folder, in the order in which they are identified.
 DIFFUSERS_PARTS = (

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ..errors import CheckpointError
-from .header import short
+from .containers.header import short
 
 TRANSFORMER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
 GEMMA_PREFIXES = ("language_model.model.", "model.language_model.", "model.", "")

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from .components import COMPONENTS, Component
 from .configure import untrusted
+from .containers.header import short
 from .files import Files
-from .fp8 import storage_formats
-from .header import short
-from .lora import load_loras
-from .precision import BFLOAT16, FP8_MATMUL, FP8_STORAGE, STORED
-from .quant import QuantizedLinear, convert, linear_names, store_in_fp8
-from .quant_formats import MARKER, LayerFormat
+from .lora.side_path import attach
+from .lora.stack import load_loras
+from .quant.formats import MARKER, LayerFormat
+from .quant.fp8 import storage_formats
+from .quant.linear import QuantizedLinear, convert, linear_names, store_in_fp8
+from .quant.precision import BFLOAT16, FP8_MATMUL, FP8_STORAGE, STORED
 from .reader import Reader
-from .side_path import attach
 from .source import Source, Stored, find
 
 _LISTED = 3  # names that an error message shows

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .info import GENERATIONS
+from .identity.info import GENERATIONS
 
 
 def preset(section: str, version: str | None) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..errors import CheckpointError
-from .dequantize import dequantize
-from .gguf_header import BLOCKS
-from .header import short
-from .quant import QuantizedLinear
+from .containers.gguf_header import BLOCKS
+from .containers.header import short
+from .quant.dequantize import dequantize
+from .quant.linear import QuantizedLinear
 
 # Values looked at per tensor: runs of neighbours, because every run may cost one disk access.
 _RUNS, _RUN = 4, 256

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .dequantize import dequantize
-from .header import short
-from .lora import LoraSet
-from .mapped import MappedFile
+from .containers.header import short
+from .containers.mapped import MappedFile
+from .lora.stack import LoraSet
+from .quant.dequantize import dequantize
 from .source import Source, Stored
 
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)

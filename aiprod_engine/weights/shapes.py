@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import UnsupportedConfig
-from .header import short
+from .containers.header import short
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]

@@ -8,13 +8,13 @@ from typing import Any
 
 from ..errors import CheckpointError
 from .configure import section, stated, untrusted
+from .containers.header import Header
 from .files import Files, open_headers
-from .fit import check_fit
-from .header import Header
-from .identify import identify
-from .info import Info
+from .identity.fit import check_fit
+from .identity.identify import identify
+from .identity.info import Info
 from .keymap import PARTS, Part, split, take
-from .quant_formats import LayerFormat, layer_formats, logical_shapes
+from .quant.formats import LayerFormat, layer_formats, logical_shapes
 
 # What a part may be called in `Info.components`.
 _ACCEPTED = {

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from .components import COMPONENTS
 from .files import Files
 from .loading import compute_dtype, load
-from .lora import LoraSet, Strength, load_loras
-from .quant import QuantizedLinear
+from .lora.side_path import attach
+from .lora.stack import LoraSet, Strength, load_loras
+from .quant.linear import QuantizedLinear
 from .reader import Reader
-from .side_path import attach
 from .source import Source, find
 
 Loras = Sequence[tuple[str | Path, Strength]]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from ..models.text.tokenizer import Tokenizer
+from .containers.header import MAX_PAYLOAD, read_bytes
 from .files import TOKENIZER_FILES, Files, open_headers
-from .header import MAX_PAYLOAD, read_bytes
 
 _READERS: dict[str, Callable[[bytes], Tokenizer]] = {
     "tokenizer_json": Tokenizer.from_json,

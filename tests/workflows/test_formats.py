@@ -12,7 +12,7 @@ from shipped import small
 from tiny_checkpoint import FILES
 
 from aiprod_engine.media.tensor_files import load_clip
-from aiprod_engine.weights import fp8
+from aiprod_engine.weights.quant import fp8
 
 pytestmark = pytest.mark.host
 

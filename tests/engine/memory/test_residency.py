@@ -18,8 +18,8 @@ from aiprod_engine.memory.blocks import residency_order, resident_set
 from aiprod_engine.memory.home import Home
 from aiprod_engine.memory.residency import Residency
 from aiprod_engine.types import Modality
-from aiprod_engine.weights.quant import QuantizedLinear
-from aiprod_engine.weights.quant_formats import LayerFormat
+from aiprod_engine.weights.quant.formats import LayerFormat
+from aiprod_engine.weights.quant.linear import QuantizedLinear
 
 CPU = torch.device("cpu")
 VERSIONS = ("2.0", "2.3", "2.5")

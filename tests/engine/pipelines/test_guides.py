@@ -23,7 +23,7 @@ from aiprod_engine.pipelines.guides import (
     pixels,
 )
 from aiprod_engine.types import AVLatent
-from aiprod_engine.weights.ic_lora import Reference
+from aiprod_engine.weights.lora.ic_lora import Reference
 
 CLIP = AVLatent(None, None, 25, 64, 96, 24.0)
 

@@ -12,9 +12,10 @@ from goldens import ROOT, golden
 
 from aiprod_engine import load as engine_load
 from aiprod_engine.errors import CheckpointError, MismatchError
-from aiprod_engine.weights import load, load_tokenizer, mapped, source
+from aiprod_engine.weights import load, load_tokenizer, source
+from aiprod_engine.weights.containers import mapped
+from aiprod_engine.weights.containers.header import Header
 from aiprod_engine.weights.files import open_headers
-from aiprod_engine.weights.header import Header
 
 EXPECTED = golden("checkpoints/ltx2_20_tiny.expected", "checkpoints/ltx2_23_tiny.expected")
 TEXT = ROOT / "text/files"

@@ -8,8 +8,8 @@ from torch import nn
 from aiprod_engine.errors import MismatchError
 from aiprod_engine.types import Modality
 from aiprod_engine.weights import load, load_tokenizer
-from aiprod_engine.weights.quant import QuantizedLinear, store_in_fp8
-from aiprod_engine.weights.side_path import replace_module
+from aiprod_engine.weights.lora.side_path import replace_module
+from aiprod_engine.weights.quant.linear import QuantizedLinear, store_in_fp8
 
 STYLES = (*("lightricks", "comfy_alpha", "kohya", "diffusers", "peft", "bare_default", "ab_alpha"),)
 VARIANTS = golden("checkpoints/ltx2_*.variants")

@@ -7,7 +7,7 @@ from checkpoint_files import P, header, manifest
 from aiprod_engine.errors import CheckpointError
 from aiprod_engine.weights import source
 from aiprod_engine.weights.components import COMPONENTS
-from aiprod_engine.weights.identify import identify
+from aiprod_engine.weights.identity.identify import identify
 from aiprod_engine.weights.keymap import PARTS, split, take
 from aiprod_engine.weights.loading import configuration
 

@@ -11,11 +11,11 @@ from torch import nn
 from aiprod_engine.errors import CheckpointError
 from aiprod_engine.weights import load
 from aiprod_engine.weights import probe as probes
-from aiprod_engine.weights.header import read_header
-from aiprod_engine.weights.mapped import MappedFile
+from aiprod_engine.weights.containers.header import read_header
+from aiprod_engine.weights.containers.mapped import MappedFile
 from aiprod_engine.weights.probe import check_plausible
-from aiprod_engine.weights.quant import QuantizedLinear
-from aiprod_engine.weights.quant_formats import layer_formats
+from aiprod_engine.weights.quant.formats import layer_formats
+from aiprod_engine.weights.quant.linear import QuantizedLinear
 from aiprod_engine.weights.recipe import Recipe
 
 KINDS = (

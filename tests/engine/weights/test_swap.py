@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from aiprod_engine.errors import MismatchError
 from aiprod_engine.memory.residency import Residency
 from aiprod_engine.weights import load
-from aiprod_engine.weights.header import read_header
-from aiprod_engine.weights.quant import QuantizedLinear
+from aiprod_engine.weights.containers.header import read_header
+from aiprod_engine.weights.quant.linear import QuantizedLinear
 from aiprod_engine.weights.reader import Reader
 from aiprod_engine.weights.swap import AdaptedNetwork, Base
 
