@@ -1,5 +1,6 @@
-// What the nodes of this pack add to the page: a colour and a size for each family, and two read-only
-// lines of text. Everything is an ordinary widget, so that both renderings of the page show it.
+// What the nodes of this pack add to the page: colours of nodes and wires, sizes, two read-only lines
+// of text, and a message where nodes are missing. Everything is an ordinary widget, so that both
+// renderings of the page show it.
 
 import { app } from "../../../scripts/app.js";
 
@@ -14,6 +15,20 @@ const COLORS = {
   "AIPROD/upscaling": "yellow",
   "AIPROD/decode": "red",
   "AIPROD/planning": "pale_blue",
+};
+
+// Wires have the colours that the host gives to its own types of the same meaning.
+const WIRES = {
+  AIPROD_MODEL: "MODEL",
+  AIPROD_TEXT_PARTS: "CLIP",
+  AIPROD_TEXT_ENCODER: "CLIP",
+  AIPROD_VIDEO_VAE: "VAE",
+  AIPROD_AUDIO_VAE: "VAE",
+  AIPROD_UPSAMPLER: "MODEL",
+  AIPROD_CONDITIONING: "CONDITIONING",
+  AIPROD_GUIDES: "CONTROL_NET",
+  AIPROD_GUIDER: "GUIDER",
+  AIPROD_LATENT: "LATENT",
 };
 
 const SIZES = {
@@ -119,10 +134,43 @@ function dress(node) {
   node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
 }
 
+/** For every new node: the page forgets these colours when it changes its palette. */
+function colourWires() {
+  const slots = app.canvas?.default_connection_color_byType ?? {};
+  const wires = window.LGraphCanvas?.link_type_colors ?? {};
+  for (const [own, host] of Object.entries(WIRES)) {
+    slots[own] ||= slots[host];
+    wires[own] ||= wires[host];
+  }
+}
+
+/** The same for the newer rendering, which takes them from the style sheet. */
+function addWireStyles() {
+  const rules = Object.entries(WIRES).map(
+    ([own, host]) => `--color-datatype-${own}: var(--color-datatype-${host}, #aaa);`,
+  );
+  const sheet = document.createElement("style");
+  sheet.textContent = `:root { ${rules.join(" ")} }`;
+  document.head.append(sheet);
+}
+
+/** Says why nodes are missing: the host lists one more node then, whose description is the reason. */
+function reportMissingNodes() {
+  const missing = window.LiteGraph?.registered_node_types?.AIPRODMissingNodes?.nodeData;
+  if (!missing) return;
+  const message = { severity: "error", summary: missing.display_name, detail: missing.description };
+  app.extensionManager?.toast?.add(message); // stays until it is closed
+}
+
 app.registerExtension({
   name: "aiprod.main",
+  setup() {
+    addWireStyles();
+    reportMissingNodes();
+  },
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("AIPROD")) return;
+    colourWires();
     if (node.comfyClass === "AIPRODEmptyLatent") addClipLine(node);
     const { nodeData } = node.constructor;
     // of this pack only the nodes that show a text are output nodes with an output of their own
