@@ -98,6 +98,7 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--vram", type=float, required=True, metavar="GIB", help="free memory")
     command.add_argument("--passes", type=int, default=1, help="guidance passes in one call")
     command.add_argument("--residency", default="auto", help="auto, resident or stream")
+    command.add_argument("--enhance", action="store_true", help="the prompt is written first")
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -105,6 +106,7 @@ def _plan(options: argparse.Namespace) -> None:
 
     from .latents.rules import check_clip
     from .memory.plan import GIB
+    from .pipelines.enhance import Writing
     from .pipelines.networks import Networks
     from .pipelines.planning import RunShape, plan_run
     from .pipelines.run import halved
@@ -116,7 +118,9 @@ def _plan(options: argparse.Namespace) -> None:
         options.checkpoint, options.text_encoder, options.upsampler, dtype=torch.bfloat16
     )
     recipes = replace(networks, policy=options.residency).recipes()
-    shape = RunShape(halved(clip) if options.upsampler else clip, options.passes)
+    written = Writing().max_tokens if options.enhance else 0
+    first = halved(clip) if options.upsampler else clip
+    shape = RunShape(first, options.passes, written_tokens=written, device="cuda")
     sys.stdout.write(f"{plan_run(recipes, shape, options.vram * GIB).describe()}\n")
 
 

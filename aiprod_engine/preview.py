@@ -19,13 +19,12 @@ from torch import Tensor
 from .errors import MismatchError
 from .latents.positions import VideoGrid
 from .media.pixels import to_bytes
+from .memory.estimate import PROBE_CELLS, PROBES_AT_ONCE
 from .models.video_vae import VideoDecoder
 from .sampling.loops import StepInfo
 
 _log = logging.getLogger(__name__)
 
-PROBE_CELLS = 2  # rows and columns of a probe: the least that decoders with reflection (2.0) take
-PROBES_AT_ONCE = 32  # some ten MiB of activations in every published decoder
 FRAMES = 4
 LARGEST_SHARE = 0.03  # of the time that the steps take
 
@@ -71,7 +70,7 @@ def fit_latent_to_rgb(
 
 def _mean_colours(decoder: VideoDecoder, probes: Tensor) -> Tensor:
     """Mean colours (N, 3) of decoded uniform latents (N, C)."""
-    cells = probes.to(decoder.conv_in.conv.weight.device)[:, :, None, None, None]
+    cells = probes.to(decoder.like.device)[:, :, None, None, None]
     pixels = decoder(cells.expand(-1, -1, 1, PROBE_CELLS, PROBE_CELLS))  # (N, 3, 1, H, W)
     return pixels.float().mean(dim=(2, 3, 4)).cpu()
 

@@ -17,7 +17,8 @@ class Modality:
     (B, axes, T, 2) in float32; `context` (B, L, width); `context_mask` integer (B, L) with
     1 = attend, or additive float (B, 1, 1, L); `attention_mask` strengths in [0, 1], (B, T, T),
     row = query; `keyframes_mask` (B, T, 1), read by 2.5 only. A stream with `enabled` false is not
-    updated but still serves as context for the other one.
+    updated but still serves as context for the other one. Where few noise levels occur, `timesteps`
+    (B, n, 1) may hold each once and `levels` (B, T) the index of every token's.
     """
 
     tokens: Tensor
@@ -29,6 +30,7 @@ class Modality:
     attention_mask: Tensor | None = None
     enabled: bool = True
     keyframes_mask: Tensor | None = None
+    levels: Tensor | None = None
 
 
 class Perturbation(TypedDict):

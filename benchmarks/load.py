@@ -1,10 +1,13 @@
 """Times and weighs the loading of a transformer, next to plainly reading the bytes and to a peer.
 
-    python benchmarks/load.py [--size GB] [--rank N] [--peer-python PYTHON] [--cold] [--json FILE]
+    python benchmarks/load.py [--size GB] [--rank N] [--passes N] [--peer-python PYTHON] [--cold]
+                              [--json FILE]
 
 Writes a synthetic LTX-2.3 transformer (published keys, configuration and dtypes; random values; two
-blocks of a width that gives the size) and two LoRA files over all linears to a temporary folder.
-Each measurement runs in a process of its own. The peer is `diffusers`, if the given Python has it.
+blocks of a width that gives the size), two LoRA files over all linears, and a transformer of the
+published size without data (a sparse file) to a temporary folder. Each measurement runs in a
+process of its own. Reading and loading differ by less than a busy machine adds, so they take turns
+in several passes, of which the fastest counts. The peer is `diffusers`, if the given Python has it.
 """
 
 from __future__ import annotations
@@ -33,7 +36,9 @@ HEAD_DIM = 128
 READ_BUFFER = 16 << 20
 PUBLISHED_HEADS = 32
 PUBLISHED_BYTES = 2.4e9  # of the published width with two blocks
+FULL = "full.sft"  # a suffix of its own: nobody reads it to have it in memory
 _DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32"}
+Tensors = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 # --- synthetic files -------------------------------------------------------------------------
@@ -61,8 +66,8 @@ def network(config: dict) -> torch.nn.Module:
         return Transformer(TransformerConfig.from_metadata(config, "av"))
 
 
-def write_transformer(path: Path, config: dict) -> None:
-    """bfloat16, modulation tables float32, under the published keys."""
+def write_transformer(path: Path, config: dict, is_sparse: bool = False) -> None:
+    """bfloat16, modulation tables float32, under the published keys; sparse: all zero, no disk."""
     tensors = {
         PREFIX + name: (
             torch.float32 if "scale_shift_table" in name else torch.bfloat16,
@@ -70,8 +75,13 @@ def write_transformer(path: Path, config: dict) -> None:
         )
         for name, tensor in network(config).state_dict().items()
     }
-    text = json.dumps({"transformer": config})
-    write_random(path, tensors, {"config": text, "model_version": "2.3.0"}, 0.02)
+    metadata = {"config": json.dumps({"transformer": config}), "model_version": "2.3.0"}
+    if is_sparse:
+        text, size = header(tensors, metadata)
+        path.write_bytes(text)
+        os.truncate(path, len(text) + size)
+    else:
+        write_random(path, tensors, metadata, 0.02)
 
 
 def write_lora(path: Path, config: dict, rank: int) -> None:
@@ -85,25 +95,27 @@ def write_lora(path: Path, config: dict, rank: int) -> None:
     write_random(path, tensors, {}, 0.01)
 
 
-def write_random(
-    path: Path,
-    tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
-    metadata: Mapping[str, str],
-    deviation: float,
-) -> None:
-    """A safetensors file of normal values, written piece by piece: it may exceed the memory."""
-    header: dict = {"__metadata__": dict(metadata)}
+def header(tensors: Tensors, metadata: Mapping[str, str]) -> tuple[bytes, int]:
+    """What a safetensors file begins with, and the bytes of data that follow."""
+    entries: dict = {"__metadata__": dict(metadata)}
     position = 0
     for name, (dtype, shape) in tensors.items():
         end = position + prod(shape) * dtype.itemsize
-        header[name] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [position, end]}
+        entries[name] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [position, end]}
         position = end
-    text = json.dumps(header).encode()
+    text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, position
+
+
+def write_random(
+    path: Path, tensors: Tensors, metadata: Mapping[str, str], deviation: float
+) -> None:
+    """A safetensors file of normal values, written piece by piece: it may exceed the memory."""
     noise = torch.randn(4 << 20, generator=torch.Generator().manual_seed(0)) * deviation
     pieces = {dtype: noise.to(dtype).view(torch.uint8).numpy().data for dtype in _DTYPES}
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(header(tensors, metadata)[0])
         for dtype, shape in tensors.values():
             left, piece = prod(shape) * dtype.itemsize, pieces[dtype]
             while left:
@@ -116,10 +128,10 @@ def write_random(
 
 
 class Watch:
-    """Seconds, and how far anonymous memory rose above where it stood, inside a `with`."""
+    """Seconds on the clock and of the processor, and the rise of anonymous memory in a `with`."""
 
     def __init__(self) -> None:
-        self.seconds = self.anonymous = self.held = self.mapped = 0.0
+        self.seconds = self.cpu = self.anonymous = self.held = self.mapped = 0.0
 
     @contextmanager
     def running(self) -> Iterator[Watch]:
@@ -132,9 +144,9 @@ class Watch:
 
         thread = threading.Thread(target=sample, daemon=True)
         thread.start()
-        start = time.perf_counter()
+        start, begin = time.perf_counter(), time.process_time()
         yield self
-        self.seconds = time.perf_counter() - start
+        self.seconds, self.cpu = time.perf_counter() - start, time.process_time() - begin
         stop.set()
         thread.join()
         now = resident("RssAnon")
@@ -143,7 +155,7 @@ class Watch:
 
     def record(self, **more: float) -> dict:
         """What is printed."""
-        names = ("seconds", "anonymous", "held", "mapped")
+        names = ("seconds", "cpu", "anonymous", "held", "mapped")
         return {name: getattr(self, name) for name in names} | more
 
 
@@ -202,25 +214,93 @@ def load_lora(folder: Path) -> dict:
     return _load(folder, "b.safetensors")
 
 
+def inspect_full(folder: Path) -> dict:
+    """`engine.inspect` of a transformer of the published size: what it is, from its header."""
+    from aiprod_engine.weights import inspect
+
+    watch = Watch()
+    with watch.running():
+        inspect(folder / FULL)
+    return watch.record()
+
+
+def open_full(folder: Path) -> dict:
+    """`engine.load` of a transformer of the published size, of which no weight is used."""
+    from aiprod_engine.weights import loading
+
+    watch = Watch()
+    with watch.running():
+        loading.load("transformer", folder / FULL)
+    return watch.record()
+
+
+def place(folder: Path) -> dict:
+    """Loaded, and copied to a device, which the CPU plays; extra is what is beside its buffers."""
+    return _place(folder)
+
+
+def place_lora(folder: Path) -> dict:
+    """The same with a LoRA over all linears, which the device fuses: swapping by a full reload."""
+    return _place(folder, "b.safetensors")
+
+
+def stream_lora(folder: Path) -> dict:
+    """The same where no block stays: every block visits the device once."""
+    return _place(folder, "b.safetensors", "stream")
+
+
 def swap_lora(folder: Path) -> dict:
-    """From one LoRA to another one on a loaded network."""
-    return _swap(folder, [(folder / "b.safetensors", 1.0)])
+    """From one LoRA over all linears to another one, on the device."""
+    return _swap(folder, ("a.safetensors", 1.0), ("b.safetensors", 1.0))
 
 
 def drop_lora(folder: Path) -> dict:
-    """From a LoRA to none on a loaded network."""
-    return _swap(folder, [])
+    """From a LoRA to none."""
+    return _swap(folder, ("a.safetensors", 1.0))
 
 
-def _swap(folder: Path, loras: list) -> dict:
-    from aiprod_engine.weights.swap import AdaptedNetwork, Base
+def swap_beside(folder: Path) -> dict:
+    """Another strength of a LoRA that runs beside the weights."""
+    return _swap(folder, ("a.safetensors", 1.0, True), ("a.safetensors", 0.5, True))
 
-    watch = Watch()
-    base = Base("transformer", folder / "transformer.safetensors")
-    adapted = AdaptedNetwork(base, [(folder / "a.safetensors", 1.0)])
+
+def _network(folder: Path, policy: str = "resident"):
+    from aiprod_engine.memory.residency import Residency
+    from aiprod_engine.weights.recipe import Recipe
+    from aiprod_engine.weights.swap import AdaptedNetwork
+
+    recipe = Recipe("transformer", (str(folder / "transformer.safetensors"),))
+    return AdaptedNetwork(recipe, lambda module: Residency(module, policy, always_copies=True))
+
+
+def _uses(folder: Path, *loras: tuple) -> list:
+    from aiprod_engine.weights.recipe import LoraUse
+
+    return [LoraUse(str(folder / name), value, value, *beside) for name, value, *beside in loras]
+
+
+def _place(folder: Path, lora: str | None = None, policy: str = "resident") -> dict:
+    uses, watch = _uses(folder, *([(lora, 1.0)] if lora else [])), Watch()
     with watch.running():
-        done = adapted.swap(loras)
-    return watch.record(bytes_read=done.bytes_read, tensors=len(done.tensors))
+        network = _network(folder, policy)
+        network.use(uses)
+        network.holder.place(torch.device("cpu"))
+        if policy == "stream":
+            for _ in network.module.ready_blocks(network.module.transformer_blocks):
+                pass
+    device = network.holder.placed_bytes
+    beside = {key: getattr(watch, key) - device for key in ("anonymous", "held")}
+    return watch.record(device=device) | beside
+
+
+def _swap(folder: Path, before: tuple, *after: tuple) -> dict:
+    network, watch = _network(folder), Watch()
+    network.use(_uses(folder, before))
+    network.holder.place(torch.device("cpu"))
+    with watch.running():
+        done = network.use(_uses(folder, *after))
+    touched = len(done.tensors) + len(done.side_paths)
+    return watch.record(bytes_read=done.bytes_read, tensors=touched)
 
 
 def peer(folder: Path) -> dict:
@@ -247,8 +327,14 @@ def peer(folder: Path) -> dict:
 
 
 WORKERS: dict[str, Callable[[Path], dict]] = {
-    work.__name__: work for work in (read, load, load_cast, load_lora, swap_lora, drop_lora, peer)
+    work.__name__: work
+    for work in (
+        *(read, load, load_cast, load_lora, inspect_full, open_full),
+        *(place, place_lora, stream_lora, swap_lora, drop_lora, swap_beside),
+        peer,
+    )
 }
+COMPARED = ("read", "load")
 
 
 # --- all measurements ------------------------------------------------------------------------
@@ -281,12 +367,14 @@ def _cache(file: Path, cold: bool) -> None:
 
 def run(options: argparse.Namespace, folder: Path) -> dict:
     """Write the files and measure everything."""
-    from aiprod_engine.weights.containers.header import read_header
+    from aiprod_engine.weights.containers.read import read_header
+    from aiprod_engine.weights.presets import preset
 
     config = transformer_config(options.size * 1e9)
     write_transformer(folder / "transformer.safetensors", config)
     for name in ("a", "b"):
         write_lora(folder / f"{name}.safetensors", config, options.rank)
+    write_transformer(folder / FULL, preset("transformer", "2.3"), is_sparse=True)
     (folder / "config.json").write_text(json.dumps(config))
     infos = read_header(folder / "transformer.safetensors").tensors.values()
     results: dict = {
@@ -294,12 +382,20 @@ def run(options: argparse.Namespace, folder: Path) -> dict:
         "largest": max(info.end - info.start for info in infos),
         "cold": options.cold,
     }
-    names = [name for name in WORKERS if name != "peer"]
-    results |= {name: measure(name, folder, options) for name in names}
+    names = [name for name in WORKERS if name != "peer" or options.peer_python]
     if options.peer_python:
         measure("peer", folder, options)  # writes its folder
-        results["peer"] = measure("peer", folder, options)
+    turns = [
+        {name: measure(name, folder, options) for name in COMPARED} for _ in range(options.passes)
+    ]
+    results |= {name: fastest([found[name] for found in turns]) for name in COMPARED}
+    results |= {name: measure(name, folder, options) for name in names if name not in COMPARED}
     return results | {"ratios": ratios(results)}
+
+
+def fastest(runs: list[dict]) -> dict:
+    """The run that was disturbed least; one that failed stands for all."""
+    return min(runs, key=lambda run: run.get("seconds", -1.0))
 
 
 def ratios(results: dict) -> dict[str, float]:
@@ -312,14 +408,18 @@ def ratios(results: dict) -> dict[str, float]:
     per_byte = of("peer") / of("peer", "bytes")
     found = {
         "load / read": of("load") / of("read"),
+        "load / read, processor time": of("load", "cpu") / of("read", "cpu"),
         "load with cast / read": of("load_cast") / of("read"),
         "extra memory of load / largest tensor": of("load", "anonymous") / largest,
         "extra memory of cast beside its result / largest tensor": (
             (of("load_cast", "anonymous") - of("load_cast", "held")) / largest
         ),
         "load with LoRA / load": of("load_lora") / of("load"),
-        "swap LoRA / load with LoRA": of("swap_lora") / of("load_lora"),
-        "drop LoRA / load": of("drop_lora") / of("load"),
+        "place with LoRA / place": of("place_lora") / of("place"),
+        "swap LoRA / place with LoRA": of("swap_lora") / of("place_lora"),
+        "new strength beside / place with LoRA": of("swap_beside") / of("place_lora"),
+        "extra memory of place with LoRA / file": of("place_lora", "anonymous") / size,
+        "extra memory of swap / file": of("swap_lora", "anonymous") / size,
         "bytes read by swap / file": of("swap_lora", "bytes_read") / size,
         "peer / load, time per byte": per_byte / (of("load") / size),
         "extra memory of peer / of its file": of("peer", "anonymous") / of("peer", "bytes"),
@@ -332,7 +432,8 @@ def describe(results: dict) -> str:
     lines = [
         f"file {results['bytes'] / 1e9:.2f} GB, largest tensor {results['largest'] / 1e6:.0f} MB, "
         f"{'cold' if results['cold'] else 'in the page cache'}, torch {torch.__version__}",
-        f"{'':<12} {'seconds':>8} {'extra MB':>9} {'kept MB':>8} {'mapped MB':>9} {'read MB':>8}",
+        f"{'':<12} {'seconds':>8} {'of cpu':>8} "
+        f"{'extra MB':>9} {'kept MB':>8} {'mapped MB':>9} {'read MB':>8}",
     ]
     for name in WORKERS:
         found = results.get(name, {"failed": "was not run: give --peer-python"})
@@ -340,7 +441,8 @@ def describe(results: dict) -> str:
             lines.append(f"{name:<12} {found['failed']}")
             continue
         row = [found[key] / 1e6 for key in ("anonymous", "held", "mapped")]
-        text = f"{name:<12} {found['seconds']:>8.2f} {row[0]:>9.0f} {row[1]:>8.0f} {row[2]:>9.0f}"
+        text = f"{name:<12} {found['seconds']:>8.2f} {found['cpu']:>8.2f} "
+        text += f"{row[0]:>9.0f} {row[1]:>8.0f} {row[2]:>9.0f}"
         count = found.get("bytes_read")
         lines.append(text if count is None else f"{text} {count / 1e6:>8.0f}")
     lines += [f"{name}: {value:.2f}" for name, value in results["ratios"].items()]
@@ -351,6 +453,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", type=float, default=2.0, help="of the checkpoint, in GB (1e9)")
     parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--passes", type=int, default=5, help="of reading and loading")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--peer-python", help="interpreter that has diffusers")
     parser.add_argument("--cold", action="store_true", help="forget the files before each reading")

@@ -4,8 +4,10 @@
 
 Decoders of quarter width with the published layouts and random weights, one thread, float32. Each
 figure is the peak of the resident set over what it was with all weights in memory, in a process of
-its own whose allocator returns what is freed. The streamed transformer has weights of four times
-its budget. The peer is `diffusers`, a black box, if the given Python has it.
+its own whose allocator returns what is freed; seconds are those of the processor. Tiles are 256
+pixels and 32 frames large and overlap by 64 and 16; `rows` streams each frame in stripes. The
+streamed transformer has weights of four times its budget. The peer is `diffusers`, a black box, if
+the given Python has it.
 """
 
 from __future__ import annotations
@@ -26,7 +28,25 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # appended: the host owns a module called `nodes`
 
 VERSIONS = ("2.3", "2.0")
-WAYS = ("streamed", "tiled", "untiled")
+WAYS = ("streamed", "rows", "tiled", "untiled")
+PEER_WAYS = ("tiled", "untiled")
+TILES = (256, 64, 32, 16)  # pixels, their overlap, frames, their overlap
+# Arguments of the peer's autoencoder; channels in units of the base channels. Those of 2.3 are the
+# ones that make tensors of the same shapes.
+PEERS = {
+    "2.0": {"decoder_block_out_channels": (2, 4, 8), "decoder_causal": False},
+    "2.3": {
+        "decoder_block_out_channels": (2, 4, 4, 8),
+        "decoder_layers_per_block": (4, 6, 4, 2, 2),
+        "decoder_spatio_temporal_scaling": (True,) * 4,
+        "decoder_inject_noise": (False,) * 5,
+        "upsample_type": ("spatiotemporal", "spatiotemporal", "temporal", "spatial"),
+        "upsample_residual": (False,) * 4,
+        "upsample_factor": (2, 2, 1, 2),
+        "decoder_causal": False,
+        "decoder_spatial_padding_mode": "zeros",
+    },
+}
 QUARTER = 32  # base channels; released decoders have 128
 BLOCKS, BUDGET = 24, 4  # the transformer's weights are so many times its budget
 MIB = 2**20
@@ -37,7 +57,7 @@ MIB = 2**20
 
 @contextmanager
 def peak(found: dict) -> Iterator[None]:
-    """Seconds, and how far anonymous memory rose above where it stood."""
+    """Seconds of this thread, and how far anonymous memory rose above where it stood."""
     before, stop = resident(), threading.Event()
     highest = [before]
 
@@ -47,9 +67,9 @@ def peak(found: dict) -> Iterator[None]:
 
     thread = threading.Thread(target=sample, daemon=True)
     thread.start()
-    start = time.perf_counter()
+    start = time.thread_time()
     yield
-    found["seconds"] = time.perf_counter() - start
+    found["seconds"] = time.thread_time() - start
     stop.set()
     thread.join()
     found["peak"] = max(highest[0], resident()) - before
@@ -89,37 +109,41 @@ def decode(version: str, way: str, size: list[int], base: int) -> dict:
     """One decode; frames are counted and dropped, as a video encoder does."""
     import torch
 
-    from aiprod_engine.pipelines.decode import pixel_chunks
-    from aiprod_engine.types import AVLatent
+    from aiprod_engine.models.video_vae.streaming import FRAME, STRIPES
+    from aiprod_engine.pipelines.decode import DecodeWay
+    from aiprod_engine.tiling import TileSizes
 
     frames, height, width = size
     decoder = decoder_of(version, base)
     shape = (1, decoder.config.latent_channels, (frames - 1) // 8 + 1, height // 32, width // 32)
     latent = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    clip = AVLatent(latent, None, frames, height, width, 24.0)
-    tiling = {"streamed": "auto", "tiled": "tiled", "untiled": "off"}[way]
+    sizes = TileSizes(*TILES) if way == "tiled" else None
+    piece = STRIPES if way == "rows" else FRAME
+    chosen = DecodeWay(way, 0, sizes, is_whole=way == "untiled", piece=piece)
     found: dict = {}
-    with peak(found):
-        found["frames"] = sum(chunk.shape[2] for chunk in pixel_chunks(decoder, clip, tiling))
+    with torch.inference_mode(), peak(found):
+        found["frames"] = sum(chunk.shape[2] for chunk in chosen.chunks(decoder, latent))
     return found
 
 
-def peer(way: str, size: list[int], base: int) -> dict:
-    """The same decode by `diffusers`, whose defaults are the layout of 2.0 at full width."""
+def peer(version: str, way: str, size: list[int], base: int) -> dict:
+    """The same decode by `diffusers`."""
     import diffusers
     import torch
 
     frames, height, width = size
-    widths = [base * factor for factor in (2, 4, 8, 16)]
+    layout = dict(PEERS[version])
+    widths = tuple(base * factor for factor in layout.pop("decoder_block_out_channels"))
+    encoder = tuple(base * factor for factor in (2, 4, 8, 16))  # not used
     vae = filled(
         diffusers.AutoencoderKLLTX2Video(
-            block_out_channels=tuple(widths),
-            decoder_block_out_channels=tuple(widths[:3]),
-            decoder_causal=False,
+            block_out_channels=encoder, decoder_block_out_channels=widths, **layout
         )
     )
     if way == "tiled":
-        vae.enable_tiling()
+        pixels, overlap, length, shared = TILES
+        vae.enable_tiling(pixels, pixels, length, *[pixels - overlap] * 2, length - shared)
+        vae.use_framewise_decoding = True
     shape = (1, 128, (frames - 1) // 8 + 1, height // 32, width // 32)
     latent = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     found: dict = {"version": diffusers.__version__}
@@ -218,10 +242,12 @@ def run(options: argparse.Namespace) -> dict:
                     continue
                 name = f"{version} {way} {frames}"
                 results[name] = measure("decode", version, way, size, options.base)
-                if version == "2.0" and way != "streamed" and options.peer_python:
+                if way in PEER_WAYS and options.peer_python:
                     name = f"{version} diffusers {way} {frames}"
-                    python = options.peer_python
-                    results[name] = measure("peer", way, size, options.base, python=python)
+                    arguments = (version, way, size, options.base)
+                    results[name] = measure("peer", *arguments, python=options.peer_python)
+    if options.only == "decode":
+        return results | {"ratios": ratios(results, options)}
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "transformer.safetensors")
         measure("write_transformer", path, options.heads)
@@ -240,13 +266,16 @@ def ratios(results: dict, options: argparse.Namespace) -> dict[str, float]:
     long = frames[-1]
     found = {}
     for version in options.versions:
-        streamed = of(f"{version} streamed {long}")
         for shorter in frames[:-1]:
             name = f"{version}: streamed, {long} over {shorter} frames"
-            found[name] = streamed / of(f"{version} streamed {shorter}")
-        for way in ("tiled", "untiled", "diffusers tiled", "diffusers untiled"):
-            name = f"{version}: {way} over streamed, {long} frames"
-            found[name] = of(f"{version} {way} {long}") / streamed
+            found[name] = of(f"{version} streamed {long}") / of(f"{version} streamed {shorter}")
+        for count in frames:
+            streamed = f"{version} streamed {count}"
+            for way in ("rows", "tiled", "untiled", "diffusers tiled", "diffusers untiled"):
+                name = f"{version}: {way} over streamed, {count} frames"
+                found[name] = of(f"{version} {way} {count}") / of(streamed)
+            seconds = of(streamed, "seconds") / of(f"{version} untiled {count}", "seconds")
+            found[f"{version}: seconds streamed over untiled, {count} frames"] = seconds
     weights = of("transformer streamed", "weights")
     found |= {
         "transformer: streamed over weights": of("transformer streamed") / weights,
@@ -280,6 +309,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=8, help="of the transformer; released: 32")
     parser.add_argument("--longest-untiled", type=int, default=257, metavar="FRAMES")
     parser.add_argument("--peer-python", help="interpreter that has diffusers")
+    parser.add_argument("--only", choices=("decode",), help="leave out the transformer")
     parser.add_argument("--json", type=Path, help="write the numbers there, too")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()

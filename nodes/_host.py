@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -23,10 +22,10 @@ from torch import Tensor, nn
 from ..aiprod_engine.errors import CheckpointError, EngineError, MismatchError, OutOfMemory
 from ..aiprod_engine.media.mp4 import Sound
 from ..aiprod_engine.memory.placed import Placed
-from ..aiprod_engine.memory.plan import Need
+from ..aiprod_engine.memory.plan import MARGIN, Need
 from ..aiprod_engine.preview import LatentRGB
 from ..aiprod_engine.weights.recipe import Recipe
-from ._handle import Handle
+from ._handle import Handle, Handles
 from ._progress import TimeLeft
 
 logger = logging.getLogger("aiprod")
@@ -48,6 +47,20 @@ def compute_dtype() -> torch.dtype:
 def list_files(*folders: str) -> list[str]:
     """Names of the files in the host's model folders, each name once."""
     return list(dict.fromkeys(n for f in folders for n in folder_paths.get_filename_list(f)))
+
+
+def walk_files(folder: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    """Name -> path of the files below a model folder; reads every directory, so it may take long.
+
+    Of other suffixes than those that the host lists, too.
+    """
+    found: dict[str, Path] = {}
+    for root in folder_paths.get_folder_paths(folder):
+        names, _ = folder_paths.recursive_search(root, excluded_dir_names=[".git"])
+        for name in sorted(names):
+            if name.lower().endswith(suffixes):
+                found.setdefault(name, Path(root, name))
+    return found
 
 
 def find_file(folders: Sequence[str], name: str) -> Path | None:
@@ -73,47 +86,35 @@ def check_cancelled() -> None:
     mm.throw_exception_if_processing_interrupted()
 
 
-# A handle lives as long as the recipe on the wire that asked for it; the host frees both together.
-_handles: weakref.WeakKeyDictionary[Recipe, Handle] = weakref.WeakKeyDictionary()
-
-
-@contextlib.contextmanager
-def on_device(*recipes: Recipe, activation_bytes: int = 0) -> Iterator[tuple[nn.Module, ...]]:
-    """Yield the recipes' networks with their weights on their device, all at once.
-
-    Asks the host to make room for the weights and for `activation_bytes`. Call it again before
-    every use: anything loaded in between may have evicted the weights.
-    """
-    handles = [_handle(recipe) for recipe in recipes]
-    mm.load_models_gpu(handles, memory_required=activation_bytes)
-    yield tuple(handle.model for handle in handles)
-
-
 @contextlib.contextmanager
 def placed(need: Need, *recipes: Recipe) -> Iterator[Placed]:
-    """As `on_device` for one phase of a run: says what it takes, and what gives if it is too much.
+    """Yield the networks of a phase on their device, all at once, and what gives if it is too much.
 
     One line goes into the log: needed, free, plan. After a failure nothing stays on the device.
+    Call it again before every use: anything loaded in between may have evicted the weights.
     """
-    device, wanted = device_of(recipes[0]), need.ways[0].activations
-    handles = [_handle(recipe) for recipe in recipes]
-    residencies = [handle.residency for handle in handles]
-    free = mm.get_free_memory(device)
-    phase = Placed(need, residencies, free, evict=lambda: _evict_others(device, handles))
-    try:
-        phase.begin(lambda: mm.load_models_gpu(handles, memory_required=wanted))
-        phase.free = mm.get_free_memory(device)
-        for residency in residencies:  # the host may leave less than the activations need
-            if phase.free < wanted and residency.resident_bytes:
-                phase.free += residency.shrink(wanted - phase.free)
-        logger.info("%s", phase.describe())
-        yield phase
-    except OutOfMemory:
-        mm.unload_all_models()
-        mm.soft_empty_cache()
-        raise
-    finally:
-        phase.close()
+    device = device_of(recipes[0])
+    way = need.way(free_memory(device) * (1 - MARGIN))
+    wanted = int(way.activations / (1 - MARGIN))
+    with _handles.in_use(recipes) as handles:
+        residencies = [handle.residency for handle in handles]
+        free = mm.get_free_memory(device)
+        phase = Placed(need, residencies, free, evict=lambda: _evict_others(device, handles))
+        try:
+            phase.begin(lambda: mm.load_models_gpu(handles, memory_required=wanted))
+            free = mm.get_free_memory(device)
+            for residency in residencies:  # the host may leave less than the activations need
+                if free < wanted and residency.resident_bytes:
+                    free += residency.shrink(wanted - free)
+            phase.settle(free, way)
+            logger.info("%s", phase.describe())
+            yield phase
+        except OutOfMemory:
+            mm.unload_all_models()
+            mm.soft_empty_cache()
+            raise
+        finally:
+            phase.close()
 
 
 def _evict_others(device: torch.device, handles: Sequence[Handle]) -> bool:
@@ -125,9 +126,8 @@ def _evict_others(device: torch.device, handles: Sequence[Handle]) -> bool:
     return len(mm.current_loaded_models) < before
 
 
-def free_memory() -> int:
-    """Bytes for a run on the compute device: what is free and what the host could evict."""
-    device = compute_device()
+def free_memory(device: torch.device) -> int:
+    """Bytes for a run on a device: what is free and what the host could evict."""
     held = (m.model_loaded_memory() for m in mm.current_loaded_models if m.device == device)
     return int(mm.get_free_memory(device) + sum(held))
 
@@ -142,12 +142,7 @@ def device_of(recipe: Recipe) -> torch.device:
     return compute_device() if recipe.device is None else torch.device(recipe.device)
 
 
-def _handle(recipe: Recipe) -> Handle:
-    handle = _handles.get(recipe)
-    if handle is None:
-        handle = Handle(recipe.load(), device_of(recipe), recipe.residency)
-        _handles[recipe] = handle
-    return handle
+_handles = Handles(device_of)
 
 
 def sentence(check: Callable, *args) -> bool | str:
@@ -276,7 +271,7 @@ def new_file(prefix: str) -> tuple[Path, dict]:
 
 def statistics(decoder: Recipe) -> nn.Module:
     """Per-channel statistics of a video VAE, on the CPU; the rest of it stays in its file."""
-    return _handle(decoder).residency.module.per_channel_statistics
+    return _handles.get(decoder).model.per_channel_statistics
 
 
 # what the host's samplers need: see `_sampler_bridge`

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from ..aiprod_engine.pipelines.planning import preview_need
 from ..aiprod_engine.pipelines.stage import grid_of
 from ..aiprod_engine.preview import LatentRGB, LivePreview, fit_latent_to_rgb
 from ..aiprod_engine.sampling.loops import StepInfo
@@ -51,6 +52,7 @@ def latent_rgb(video_vae: sockets.VideoVAEPayload | None, latent: AVLatent) -> L
 def _fitted(decoder: Recipe) -> LatentRGB:
     rgb = _maps.get(decoder)
     if rgb is None:
-        with host.on_device(decoder) as (network,):
-            rgb = _maps[decoder] = fit_latent_to_rgb(network, host.check_cancelled)
+        with host.placed(preview_need(decoder), decoder) as placed:
+            rgb = placed.run(lambda network: fit_latent_to_rgb(network, host.check_cancelled))
+        _maps[decoder] = rgb
     return rgb

@@ -183,7 +183,7 @@ class HostGuider:
             CpuNoise(seed),
             masks=Streams() if masks is None else Streams(**dict(zip(names, masks, strict=True))),
             on_block=lambda _: host.check_cancelled(),
-            attempt=placed.attempt,
+            placed=placed,
         )
         return _Run(denoise, names, tuple(t.shape for t in latents), tuple(sigmas.tolist()))
 

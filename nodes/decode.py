@@ -60,8 +60,9 @@ class DecodeVideo(Node):
     def execute(cls, latent, video_vae, tiling) -> io.NodeOutput:
         host.require_version("video VAE", video_vae.info.version, latent.version)
         check_decodable(latent)
-        need = decoding_need(video_vae.decoder, latent, tiling)
-        with host.placed(need, video_vae.decoder) as placed:
+        recipe = video_vae.decoder
+        need = decoding_need(recipe, latent, tiling, host.device_of(recipe))
+        with host.placed(need, recipe) as placed:
             advance = host.progress(latent.frames)
             images = decode_frames(placed.networks[0], latent, tiling, advance, placed)
         return io.NodeOutput(images, float(latent.fps))
@@ -122,8 +123,9 @@ class DecodeToVideo(Node):
 
         @contextmanager
         def open_chunks():
-            need = decoding_need(video_vae.decoder, latent)
-            with host.placed(need, video_vae.decoder) as placed:
+            recipe = video_vae.decoder
+            need = decoding_need(recipe, latent, device=host.device_of(recipe))
+            with host.placed(need, recipe) as placed:
                 chunks = pixel_chunks(placed.networks[0], latent, placed=placed)
                 yield host.counted(chunks, latent.frames)
 

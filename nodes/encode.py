@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..aiprod_engine import timing
 from ..aiprod_engine.pipelines.encode import encode_frames, encode_track
-from ..aiprod_engine.pipelines.planning import guides_need
+from ..aiprod_engine.pipelines.planning import guides_need, listening_need
 from ..aiprod_engine.types import AVLatent
 from . import _host as host
 from . import _sockets as sockets
@@ -47,9 +47,13 @@ class EncodeVideo(Node):
                 frames, len(images),
             )  # fmt: skip
         recipe, size = video_vae.encoder, AVLatent(None, None, frames, *images.shape[1:3], fps)
-        with host.placed(guides_need(recipe, size, frames), recipe) as placed:
-            (encoder,) = placed.networks
-            clip = encode_frames(encoder, images[:frames], fps, host.progress(frames))
+        with host.placed(guides_need(recipe, size, host.device_of(recipe)), recipe) as placed:
+            advance = host.progress(frames)
+            clip = placed.run(
+                lambda encoder: encode_frames(
+                    encoder, images[:frames], fps, advance, placed.way.piece
+                )
+            )
         return io.NodeOutput(replace(clip, version=video_vae.info.version))
 
 
@@ -75,8 +79,9 @@ class EncodeAudio(Node):
     def execute(cls, audio, audio_vae, latent) -> io.NodeOutput:
         host.require_version("audio VAE", audio_vae.info.version, latent.version)
         sound = host.sound_of(audio, "Encode Audio")
-        with host.on_device(audio_vae.encoder) as (encoder,):
-            clip = encode_track(encoder, sound, latent)
+        recipe = audio_vae.encoder
+        with host.placed(listening_need(recipe, latent.frames / latent.fps), recipe) as placed:
+            clip = placed.run(lambda encoder: encode_track(encoder, sound, latent))
         return io.NodeOutput(replace(clip, version=audio_vae.info.version))
 
 

@@ -37,9 +37,9 @@ class Guider(Node):
         return io.NodeOutput(sockets.GuiderPayload(positive))
 
 
-def _strength(name: str, default: float, tooltip: str):
+def _strength(name: str, default: float, tooltip: str, step: float = 0.1):
     return make_input(
-        io.Float.Input, name, default=default, min=0.0, max=100.0, step=0.1, tooltip=tooltip
+        io.Float.Input, name, default=default, min=0.0, max=100.0, step=step, tooltip=tooltip
     )
 
 
@@ -60,8 +60,8 @@ def _common(rescale: float) -> list:
         _strength("audio_stg", 1.0, stg),
         _strength("video_modality", 3.0, modality),
         _strength("audio_modality", 3.0, modality),
-        _strength("video_rescale", rescale, pull),
-        _strength("audio_rescale", rescale, pull),
+        _strength("video_rescale", rescale, pull, 0.05),
+        _strength("audio_rescale", rescale, pull, 0.05),
         make_input(
             io.String.Input, "stg_blocks", default=AUTO,
             tooltip="Blocks for STG: auto (the authors' choice for the checkpoint) or "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from comfy_api.latest import io, ui
@@ -11,12 +13,14 @@ from ..aiprod_engine.weights import Info, check_fit, inspect
 from ..aiprod_engine.weights.recipe import Recipe
 from . import _host as host
 from . import _sockets as sockets
+from ._menus import FOLDERS as EVERY_FOLDER
+from ._menus import MENUS
 from ._schema import Node, make_input, make_schema
 
 CATEGORY = "AIPROD/loaders"
 NONE = "none"
 
-# loader -> folders in which its files may lie, most usual first
+# loader -> folders in which its files usually lie; they may lie in any model folder
 FOLDERS = {
     "checkpoint": ("checkpoints",),
     "transformer": ("diffusion_models", "checkpoints"),
@@ -26,9 +30,6 @@ FOLDERS = {
     "audio_vae": ("vae", "checkpoints"),
     "upsampler": ("latent_upscale_models",),
 }
-EVERY_FOLDER = (
-    "checkpoints", "diffusion_models", "text_encoders", "vae", "latent_upscale_models", "loras",
-)  # fmt: skip
 PARTS = {
     "checkpoint": (
         "transformer", "connectors", "text_projection", "video_vae", "audio_vae", "vocoder",
@@ -57,9 +58,14 @@ EXAMPLES = {
 }
 
 
+def places(role: str) -> tuple[str, ...]:
+    """Folders in which a loader looks for its file, the usual ones first."""
+    return (*FOLDERS.get(role, ()), *EVERY_FOLDER)
+
+
 def locate(role: str, name: str) -> Path:
     """Full path of a file chosen in a loader; raises with the remedy if it is gone."""
-    path = host.find_file(FOLDERS.get(role, EVERY_FOLDER), name)
+    path = host.find_file(places(role), name)
     if path is None:
         folders = " or ".join(f"models/{folder}" for folder in FOLDERS.get(role, EVERY_FOLDER))
         raise CheckpointError(
@@ -74,13 +80,19 @@ def identify(role: str, name: str) -> tuple[Path, Info]:
     """Path and header facts of a file that a loader may take; raises if it is something else."""
     path = locate(role, name)
     info = inspect(path)
-    missing = [part for part in PARTS[role] if part not in info.components]
-    if missing or (role == "upsampler" and info.kind != "latent_upsampler"):
+    if not fits(role, info):
         raise CheckpointError(
             f"{NAMES[role]} is needed; {name} is {describe(info)}: choose a file such as "
             f"{EXAMPLES[role]}"
         )
     return path, info
+
+
+def fits(role: str, info: Info) -> bool:
+    """Whether a file is what a loader is for."""
+    if role == "upsampler":
+        return info.kind == "latent_upsampler"
+    return set(PARTS[role]) <= set(info.components)
 
 
 def describe(info: Info) -> str:
@@ -97,32 +109,43 @@ def verdict(role: str, name: str | None) -> bool | str:
 
 
 def _files(role: str, tooltip: str, name: str | None = None):
+    options = MENUS.names(FOLDERS[role], partial(fits, role))
+    return make_input(io.Combo.Input, name or role, options=options, tooltip=tooltip)
+
+
+def _value_check():
     return make_input(
-        io.Combo.Input, name or role, options=host.list_files(*FOLDERS[role]), tooltip=tooltip
+        io.Boolean.Input,
+        "check_values",
+        default=True,
+        optional=True,
+        advanced=True,
+        tooltip="When weights are loaded, look at some values of every tensor and stop if no "
+        "training can have produced them: a damaged file, scales that are missing. Off: use them "
+        "as they are.",
     )
 
 
-def _recipe(kind: str, *paths: Path) -> Recipe:
-    return Recipe(kind, tuple(str(path) for path in paths), host.compute_dtype())
+def _recipe(kind: str, path: Path, check_values: bool) -> Recipe:
+    return Recipe(kind, (str(path),), host.compute_dtype(), check_values=check_values)
 
 
-def _model(path: Path, info: Info) -> sockets.ModelPayload:
-    return sockets.ModelPayload(_recipe("transformer", path), info)
+def _model(path: Path, info: Info, check: bool) -> sockets.ModelPayload:
+    return sockets.ModelPayload(_recipe("transformer", path, check), info)
 
 
-def _text_parts(path: Path, info: Info) -> sockets.TextPartsPayload:
-    return sockets.TextPartsPayload(_recipe("text_connector", path), (info,))
+def _text_parts(path: Path, info: Info, check: bool) -> sockets.TextPartsPayload:
+    return sockets.TextPartsPayload(_recipe("text_connector", path, check), (info,))
 
 
-def _video_vae(path: Path, info: Info) -> sockets.VideoVAEPayload:
-    return sockets.VideoVAEPayload(
-        _recipe("video_encoder", path), _recipe("video_decoder", path), info
-    )
+def _video_vae(path: Path, info: Info, check: bool) -> sockets.VideoVAEPayload:
+    recipes = (_recipe(kind, path, check) for kind in ("video_encoder", "video_decoder"))
+    return sockets.VideoVAEPayload(*recipes, info)
 
 
-def _audio_vae(path: Path, info: Info) -> sockets.AudioVAEPayload:
-    recipes = (_recipe(kind, path) for kind in ("audio_encoder", "audio_decoder", "vocoder"))
-    return sockets.AudioVAEPayload(*recipes, info)
+def _audio_vae(path: Path, info: Info, check: bool) -> sockets.AudioVAEPayload:
+    kinds = ("audio_encoder", "audio_decoder", "vocoder")
+    return sockets.AudioVAEPayload(*(_recipe(kind, path, check) for kind in kinds), info)
 
 
 class CheckpointLoader(Node):
@@ -135,7 +158,7 @@ class CheckpointLoader(Node):
             description="Opens a complete LTX-2 file. Reads its header only; weights are loaded "
             "when a node needs them.",
             search_aliases=["LTX-2", "LTXV", "load checkpoint"],
-            inputs=[_files("checkpoint", "A complete LTX-2 2.0 or 2.3 file.")],
+            inputs=[_files("checkpoint", "A complete LTX-2 2.0 or 2.3 file."), _value_check()],
             outputs=[
                 sockets.Model.Output("model", display_name="model"),
                 sockets.TextParts.Output("text_parts", display_name="text parts"),
@@ -149,12 +172,12 @@ class CheckpointLoader(Node):
         return verdict("checkpoint", checkpoint)
 
     @classmethod
-    def fingerprint_inputs(cls, checkpoint) -> tuple:
-        return host.fingerprint(FOLDERS["checkpoint"], checkpoint)
+    def fingerprint_inputs(cls, checkpoint, **_) -> tuple:
+        return host.fingerprint(places("checkpoint"), checkpoint)
 
     @classmethod
-    def execute(cls, checkpoint) -> io.NodeOutput:
-        found = identify("checkpoint", checkpoint)
+    def execute(cls, checkpoint, check_values=True) -> io.NodeOutput:
+        found = (*identify("checkpoint", checkpoint), check_values)
         return io.NodeOutput(
             _model(*found), _text_parts(*found), _video_vae(*found), _audio_vae(*found)
         )
@@ -169,7 +192,10 @@ class TransformerLoader(Node):
             category=CATEGORY,
             description="Opens a transformer-only file (or the transformer of a complete one).",
             search_aliases=["UNETLoader", "diffusion model", "GGUF"],
-            inputs=[_files("transformer", "From models/diffusion_models or models/checkpoints.")],
+            inputs=[
+                _files("transformer", "From models/diffusion_models or models/checkpoints."),
+                _value_check(),
+            ],
             outputs=[
                 sockets.Model.Output("model", display_name="model"),
                 sockets.TextParts.Output(
@@ -186,12 +212,12 @@ class TransformerLoader(Node):
         return verdict("transformer", transformer)
 
     @classmethod
-    def fingerprint_inputs(cls, transformer) -> tuple:
-        return host.fingerprint(FOLDERS["transformer"], transformer)
+    def fingerprint_inputs(cls, transformer, **_) -> tuple:
+        return host.fingerprint(places("transformer"), transformer)
 
     @classmethod
-    def execute(cls, transformer) -> io.NodeOutput:
-        found = identify("transformer", transformer)
+    def execute(cls, transformer, check_values=True) -> io.NodeOutput:
+        found = (*identify("transformer", transformer), check_values)
         return io.NodeOutput(_model(*found), _text_parts(*found))
 
 
@@ -201,7 +227,7 @@ class TextEncoderLoader(Node):
         connectors = make_input(
             io.Combo.Input,
             "connectors",
-            options=[NONE, *host.list_files(*FOLDERS["connectors"])],
+            options=[NONE, *MENUS.names(FOLDERS["connectors"], _has_text_parts)],
             default=NONE,
             optional=True,
             tooltip="Only for split files: the text projection (and, for 2.0, connectors) that "
@@ -223,23 +249,24 @@ class TextEncoderLoader(Node):
                     "folder is used).",
                 ),
                 connectors,
+                _value_check(),
             ],
             outputs=[sockets.TextEncoder.Output("text_encoder", display_name="text encoder")],
         )
 
     @classmethod
     def validate_inputs(cls, encoder, connectors=NONE) -> bool | str:
-        if connectors not in (None, NONE) and not host.find_file(FOLDERS["connectors"], connectors):
+        if connectors not in (None, NONE) and not host.find_file(EVERY_FOLDER, connectors):
             return f"connectors must be none or an existing file; {connectors!r} is not there"
         return verdict("encoder", encoder)
 
     @classmethod
-    def fingerprint_inputs(cls, encoder, text_parts=None, connectors=NONE) -> tuple:
-        extra = host.fingerprint(FOLDERS["connectors"], connectors)
-        return host.fingerprint(FOLDERS["encoder"], encoder) + extra
+    def fingerprint_inputs(cls, encoder, connectors=NONE, **_) -> tuple:
+        extra = host.fingerprint(places("connectors"), connectors)
+        return host.fingerprint(places("encoder"), encoder) + extra
 
     @classmethod
-    def execute(cls, text_parts, encoder, connectors=NONE) -> io.NodeOutput:
+    def execute(cls, text_parts, encoder, connectors=NONE, check_values=True) -> io.NodeOutput:
         path, info = identify("encoder", encoder)
         parts = text_parts if connectors == NONE else _extended(text_parts, connectors)
         held = {component for part in parts.infos for component in part.components}
@@ -251,16 +278,18 @@ class TextEncoderLoader(Node):
                 )
         check_fit(*parts.infos, info)
         # Gemma keeps its stored dtype everywhere: a float32 copy of 12 B weights would not fit
-        recipe = Recipe("text_encoder", (str(path),))
+        recipe = Recipe("text_encoder", (str(path),), check_values=check_values)
         return io.NodeOutput(sockets.TextEncoderPayload(recipe, parts))
+
+
+def _has_text_parts(info: Info) -> bool:
+    return not {"connectors", "text_projection"}.isdisjoint(info.components)
 
 
 def _extended(parts: sockets.TextPartsPayload, name: str) -> sockets.TextPartsPayload:
     path = locate("connectors", name)
-    files = [Path(file) for file in parts.connector.files]
-    return sockets.TextPartsPayload(
-        _recipe("text_connector", *files, path), (*parts.infos, inspect(path))
-    )
+    connector = replace(parts.connector, files=(*parts.connector.files, str(path)))
+    return sockets.TextPartsPayload(connector, (*parts.infos, inspect(path)))
 
 
 class VideoVAELoader(Node):
@@ -271,7 +300,10 @@ class VideoVAELoader(Node):
             display_name="Video VAE Loader",
             category=CATEGORY,
             description="Opens a video VAE, alone or out of a complete checkpoint.",
-            inputs=[_files("video_vae", "From models/vae or models/checkpoints.", "vae_file")],
+            inputs=[
+                _files("video_vae", "From models/vae or models/checkpoints.", "vae_file"),
+                _value_check(),
+            ],
             outputs=[sockets.VideoVAE.Output("video_vae", display_name="video VAE")],
         )
 
@@ -280,12 +312,12 @@ class VideoVAELoader(Node):
         return verdict("video_vae", vae_file)
 
     @classmethod
-    def fingerprint_inputs(cls, vae_file) -> tuple:
-        return host.fingerprint(FOLDERS["video_vae"], vae_file)
+    def fingerprint_inputs(cls, vae_file, **_) -> tuple:
+        return host.fingerprint(places("video_vae"), vae_file)
 
     @classmethod
-    def execute(cls, vae_file) -> io.NodeOutput:
-        return io.NodeOutput(_video_vae(*identify("video_vae", vae_file)))
+    def execute(cls, vae_file, check_values=True) -> io.NodeOutput:
+        return io.NodeOutput(_video_vae(*identify("video_vae", vae_file), check_values))
 
 
 class AudioVAELoader(Node):
@@ -296,7 +328,10 @@ class AudioVAELoader(Node):
             display_name="Audio VAE Loader",
             category=CATEGORY,
             description="Opens an audio VAE with its vocoder, alone or out of a checkpoint.",
-            inputs=[_files("audio_vae", "From models/vae or models/checkpoints.", "vae_file")],
+            inputs=[
+                _files("audio_vae", "From models/vae or models/checkpoints.", "vae_file"),
+                _value_check(),
+            ],
             outputs=[sockets.AudioVAE.Output("audio_vae", display_name="audio VAE")],
         )
 
@@ -305,12 +340,12 @@ class AudioVAELoader(Node):
         return verdict("audio_vae", vae_file)
 
     @classmethod
-    def fingerprint_inputs(cls, vae_file) -> tuple:
-        return host.fingerprint(FOLDERS["audio_vae"], vae_file)
+    def fingerprint_inputs(cls, vae_file, **_) -> tuple:
+        return host.fingerprint(places("audio_vae"), vae_file)
 
     @classmethod
-    def execute(cls, vae_file) -> io.NodeOutput:
-        return io.NodeOutput(_audio_vae(*identify("audio_vae", vae_file)))
+    def execute(cls, vae_file, check_values=True) -> io.NodeOutput:
+        return io.NodeOutput(_audio_vae(*identify("audio_vae", vae_file), check_values))
 
 
 class UpsamplerLoader(Node):
@@ -322,7 +357,10 @@ class UpsamplerLoader(Node):
             category=CATEGORY,
             description="Opens a latent upsampler: spatial x2, spatial x1.5 or temporal x2.",
             search_aliases=["latent upscale model"],
-            inputs=[_files("upsampler", "From models/latent_upscale_models.", "upsampler_file")],
+            inputs=[
+                _files("upsampler", "From models/latent_upscale_models.", "upsampler_file"),
+                _value_check(),
+            ],
             outputs=[sockets.Upsampler.Output("upsampler", display_name="upsampler")],
         )
 
@@ -331,19 +369,20 @@ class UpsamplerLoader(Node):
         return verdict("upsampler", upsampler_file)
 
     @classmethod
-    def fingerprint_inputs(cls, upsampler_file) -> tuple:
-        return host.fingerprint(FOLDERS["upsampler"], upsampler_file)
+    def fingerprint_inputs(cls, upsampler_file, **_) -> tuple:
+        return host.fingerprint(places("upsampler"), upsampler_file)
 
     @classmethod
-    def execute(cls, upsampler_file) -> io.NodeOutput:
+    def execute(cls, upsampler_file, check_values=True) -> io.NodeOutput:
         path, info = identify("upsampler", upsampler_file)
-        return io.NodeOutput(sockets.UpsamplerPayload(_recipe("upsampler", path), info))
+        recipe = _recipe("upsampler", path, check_values)
+        return io.NodeOutput(sockets.UpsamplerPayload(recipe, info))
 
 
 class InspectFile(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        files = host.list_files(*EVERY_FOLDER)
+        files = MENUS.names(EVERY_FOLDER)
         return make_schema(
             node_id="AIPRODInspectFile",
             display_name="Inspect File",

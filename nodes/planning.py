@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..aiprod_engine.memory.plan import GIB
+from ..aiprod_engine.pipelines.enhance import Writing
 from ..aiprod_engine.pipelines.planning import RunShape, plan_run
 from ..aiprod_engine.sampling.passes import plan_passes
 from ..aiprod_engine.weights.recipe import Recipe
@@ -40,6 +41,11 @@ class Plan(Node):
                     optional=True,
                     tooltip="Plan for so many free GiB; 0: what this device has free now.",
                 ),
+                make_input(
+                    io.Boolean.Input, "enhance", default=False, optional=True,
+                    tooltip="The run has an Enhance Prompt node; with the text encoder connected, "
+                    "its phase is planned too.",
+                ),
             ],
             outputs=[io.String.Output("text", display_name="text")],
             is_output_node=True,
@@ -52,13 +58,20 @@ class Plan(Node):
     @classmethod
     def execute(
         cls, model, latent, text_encoder=None, video_vae=None, audio_vae=None, upsampler=None,
-        guider=None, free_gib=0.0,
+        guider=None, free_gib=0.0, enhance=False,
     ) -> io.NodeOutput:  # fmt: skip
         host.require_version("latent", latent.version, model.info.version)
         recipes = _recipes(model, text_encoder, video_vae, audio_vae, upsampler)
-        free = free_gib * GIB if free_gib else host.free_memory()
+        free = free_gib * GIB if free_gib else host.free_memory(host.compute_device())
         is_guided = guider is not None and guider.negative is not None
-        plan = plan_run(recipes, RunShape(latent, prompts=1 + is_guided), free)
+        shape = RunShape(
+            latent,
+            prompts=1 + is_guided,
+            written_tokens=Writing().max_tokens if enhance else 0,
+            is_watched=host.preview_side() is not None,
+            device=host.compute_device(),
+        )
+        plan = plan_run(recipes, shape, free)
         text = plan.describe()
         if guider is not None:
             text += f"\n{len(plan_passes(guider.video, guider.audio))} evaluations a step"
@@ -74,7 +87,7 @@ def _recipes(model, text_encoder, video_vae, audio_vae, upsampler) -> dict[str, 
     if video_vae is not None:
         found += [video_vae.encoder, video_vae.decoder]
     if audio_vae is not None:
-        found += [audio_vae.decoder, audio_vae.vocoder]
+        found += [audio_vae.encoder, audio_vae.decoder, audio_vae.vocoder]
     if upsampler is not None:
         found.append(upsampler.upsampler)
     return {recipe.kind: recipe for recipe in found}

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ..aiprod_engine.errors import MismatchError
 from ..aiprod_engine.pipelines.audio_to_video import for_given_sound
-from ..aiprod_engine.pipelines.encoders import encode_sound, encode_video
+from ..aiprod_engine.pipelines.encode import encode_sound, encode_video
 from ..aiprod_engine.pipelines.extend import Extension, carried, check_extension, joined
 from ..aiprod_engine.pipelines.guides import AudioTrackGuide, Encoders, encode_guides
-from ..aiprod_engine.pipelines.planning import guides_need, sampling_need
+from ..aiprod_engine.pipelines.planning import guides_need, listening_need, sampling_need
 from ..aiprod_engine.pipelines.stage import SAMPLERS, Noise, Stage, Start, grid_of, run_stage
 from ..aiprod_engine.sampling import presets, schedules
 from ..aiprod_engine.sampling.denoise import Contexts
@@ -258,7 +258,7 @@ def _sampled(
     noise = Noise.seeded(seed, start.latent.noise)
     with host.placed(sampling_need(recipe, start), recipe) as placed:
         (transformer,) = placed.networks
-        done = run_stage(transformer, start, stage, noise, tell, stop, placed.attempt)
+        done = run_stage(transformer, start, stage, noise, tell, stop, placed)
     # a second stage with the same seed goes on with these numbers, as the authors' pipelines do
     return replace(done, noise=NoiseState(seed, noise.initial.generator.get_state()))
 
@@ -281,13 +281,14 @@ def encoded(
             raise MismatchError("these guides hold pictures; connect a video VAE to one of them")
         host.require_version("guides' video VAE", guides.video_vae.info.version, latent.version)
         recipe = guides.video_vae.encoder
-        with host.placed(guides_need(recipe, latent), recipe) as placed:
-            return encode_video(placed.networks[0], frames)
+        with host.placed(guides_need(recipe, latent, host.device_of(recipe)), recipe) as placed:
+            return placed.run(lambda encoder: encode_video(encoder, frames, placed.way.piece))
 
     def audio(sound):
         host.require_version("guides' audio VAE", guides.audio_vae.info.version, latent.version)
-        with host.on_device(guides.audio_vae.encoder) as (encoder,):
-            return encode_sound(encoder, sound)
+        recipe, seconds = guides.audio_vae.encoder, sound.waveform.shape[-1] / sound.rate
+        with host.placed(listening_need(recipe, seconds), recipe) as placed:
+            return placed.run(lambda encoder: encode_sound(encoder, sound))
 
     return encode_guides(guides.guides, latent, Encoders(video, audio), model.reference)
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..aiprod_engine.media.pixels import to_bytes
 from ..aiprod_engine.models.text.generate import Sampling
-from ..aiprod_engine.pipelines.enhance import Idea, Writing, enhancing_bytes, look_at, write
-from ..aiprod_engine.pipelines.planning import connector_need, prompt_need
+from ..aiprod_engine.pipelines.enhance import Idea, Writing, look_at, write
+from ..aiprod_engine.pipelines.planning import (
+    connector_need,
+    looking_need,
+    prompt_need,
+    writing_need,
+)
 from ..aiprod_engine.pipelines.prompts import contexts, hidden_states
-from ..aiprod_engine.weights import configuration, load_tokenizer
+from ..aiprod_engine.weights import load_tokenizer
 from ..aiprod_engine.weights.recipe import Recipe
 from . import _host as host
 from . import _sockets as sockets
@@ -125,18 +132,18 @@ class EnhancePrompt(Node):
         tokenizer = load_tokenizer(encoder.files)
         rows = None if image is None else _rows(encoder, image)
         idea = Idea(text, rows, text_encoder.version)
-        needed = enhancing_bytes(configuration("text_encoder", encoder.files), writing)
-        with host.on_device(encoder, activation_bytes=needed) as (gemma,):
+        with host.placed(writing_need(encoder, max_tokens), encoder) as placed:
             advance = host.progress(max_tokens, "token")
-            written = write(tokenizer, gemma, idea, writing, advance)
+            written = placed.run(lambda gemma: write(tokenizer, gemma, idea, writing, advance))
         host.logger.info("Enhance Prompt wrote: %s", written)
         return io.NodeOutput(written, ui=ui.PreviewText(written))
 
 
 def _rows(encoder: Recipe, image: Tensor) -> Tensor:
     """What Gemma reads of the first picture (H, W, 3) of a host IMAGE."""
-    with host.on_device(Recipe("text_vision", encoder.files)) as (vision,):
-        return look_at(vision, to_bytes(image[0]))
+    recipe = replace(encoder, kind="text_vision")
+    with host.placed(looking_need(recipe), recipe) as placed:
+        return placed.run(lambda vision: look_at(vision, to_bytes(image[0])))
 
 
 NODES = [EncodePrompt, EnhancePrompt]

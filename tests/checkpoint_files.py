@@ -15,7 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from aiprod_engine import Modality
-from aiprod_engine.weights.containers.header import BITS, Header, TensorInfo
+from aiprod_engine.weights.containers.header import Header, TensorInfo
+from aiprod_engine.weights.containers.safetensors_header import BITS
 
 CHECKPOINTS = ROOT / "checkpoints"
 MANIFESTS = ROOT.parent / "manifests"

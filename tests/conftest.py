@@ -39,6 +39,18 @@ def running_host(models):
 
 
 @pytest.fixture(scope="session")
+def previewing(models, tmp_path_factory):
+    """A second host with the same models, on which the user has switched live previews on."""
+    from host import make_base, run_host
+
+    base = make_base(tmp_path_factory.mktemp("previewing"))
+    for file in models.glob("*/*.safetensors"):
+        (base / "models" / file.relative_to(models)).symlink_to(file)
+    with run_host(base, extra=("--preview-method", "latent2rgb")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def client(running_host):
     from host_client import HostClient
 

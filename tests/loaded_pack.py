@@ -1,7 +1,9 @@
-"""The nodes of a pack that was imported into the test process."""
+"""The nodes and the networks of a pack that was imported into the test process."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib import import_module
 
 
 def nodes_of(pack) -> dict:
@@ -14,3 +16,11 @@ def nodes_of(pack) -> dict:
     with ThreadPoolExecutor(1) as thread:
         nodes = thread.submit(asyncio.run, listed()).result()
     return {node.define_schema().node_id: node for node in nodes}
+
+
+@contextmanager
+def on_device(host, *recipes):
+    """The networks of `recipes`, as a node gets them, in a phase that needs nothing beside them."""
+    plan = import_module(host.__name__.replace("nodes._host", "aiprod_engine.memory.plan"))
+    with host.placed(plan.Need("test", (), (plan.Way("", 0),)), *recipes) as placed:
+        yield placed.networks

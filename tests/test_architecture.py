@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,29 @@ def imports(path: Path) -> list[tuple[int, str]]:
     return found
 
 
+@cache
+def modules() -> dict[str, Path]:
+    """Dotted name -> file of engine and nodes."""
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for package in ("aiprod_engine", "nodes")
+        for path in (ROOT / package).rglob("*.py")
+    }
+
+
+def own_imports(name: str, path: Path) -> set[str]:
+    """Modules of ours that a module imports, also late ones and those for types alone."""
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - (node.level - 1)]
+            target = ".".join([*base, *(node.module or "").split(".")]).rstrip(".")
+            inner = {f"{target}.{alias.name}" for alias in node.names}
+            found |= {module if module in modules() else target for module in inner}
+    return found - {name}
+
+
 def engine_rooms(path: Path) -> list[str]:
     """Rooms of the engine that an engine file imports."""
     here = path.relative_to(ENGINE).with_suffix("").parts[:-1]
@@ -78,6 +102,13 @@ def test_only_one_node_file_imports_the_host(path):
             assert top not in HOST_MODULES
 
 
+def test_no_module_imports_itself_through_others():
+    graph = {name: own_imports(name, path) for name, path in modules().items()}
+    while free := {name for name, wanted in graph.items() if not wanted & graph.keys()}:
+        graph = {name: wanted for name, wanted in graph.items() if name not in free}
+    assert not graph, f"in a circle, or waiting for one: {sorted(graph)}"
+
+
 def test_entry_module_never_defines_the_old_node_table():
     # with that name present, even empty, the host never calls comfy_entrypoint
     assert "NODE_CLASS_MAPPINGS" not in (ROOT / "__init__.py").read_text()
@@ -85,7 +116,10 @@ def test_entry_module_never_defines_the_old_node_table():
 
 def test_importing_the_engine_is_light_and_needs_no_host():
     code = (
-        "import sys; import aiprod_engine;"
-        "assert not {'comfy', 'folder_paths', 'transformers', 'av'} & set(sys.modules)"
+        "import sys, threading, importlib.util; import aiprod_engine, aiprod_engine.weights;"
+        "spec = importlib.util.spec_from_file_location('pack', '__init__.py');"
+        "spec.loader.exec_module(importlib.util.module_from_spec(spec));"
+        "assert not {'comfy', 'folder_paths', 'transformers', 'av'} & set(sys.modules);"
+        "assert threading.active_count() == 1"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -8,11 +8,6 @@ from goldens import ROOT
 
 TESTS = Path(__file__).parent
 
-# Fixtures of what is not supported yet; each name goes when its feature comes.
-NOT_SUPPORTED_YET = {
-    "2.5 diffusion decoder": "video_vae/diffvae_*",
-}
-
 
 def _named_patterns() -> set[str]:
     """Every string constant of the tests that could name a fixture."""
@@ -26,7 +21,7 @@ def _named_patterns() -> set[str]:
 
 
 def test_every_fixture_is_used_by_a_test():
-    patterns = _named_patterns() | set(NOT_SUPPORTED_YET.values())
+    patterns = _named_patterns()
     areas = {pattern for pattern in patterns if pattern.endswith("/*")}
     assert not areas, f"name fixtures more closely than {areas}"
     unused = []

@@ -10,6 +10,7 @@ from typing import Any
 
 from workflow_form import Graph
 
+from aiprod_engine.ledger.records import record
 from aiprod_engine.sampling.negative_prompt import NEGATIVE_PROMPT
 
 Link = tuple[str, int]
@@ -21,16 +22,6 @@ UPSAMPLER = "ltx-2.3-spatial-upscaler-x2-1.1.safetensors"
 DISTILLED_LORA = "ltx-2.3-22b-distilled-lora-384-1.1.safetensors"
 CONTROL_LORA = "ltx-2.3-22b-ic-lora-union-control-ref0.5.safetensors"
 DUB_LORA = "ltx-2.3-22b-ic-lora-lipdub-0.9.safetensors"
-
-FOLDERS = {
-    DEV: ("checkpoints", "46.1 GB"),
-    DISTILLED: ("checkpoints", "46.1 GB"),
-    GEMMA: ("text_encoders", "24.4 GB"),
-    UPSAMPLER: ("latent_upscale_models", "1.0 GB"),
-    DISTILLED_LORA: ("loras", "7.6 GB"),
-    CONTROL_LORA: ("loras", "see its page"),
-    DUB_LORA: ("loras", "see its page"),
-}
 
 PROMPT = (
     "A steam train crosses a stone viaduct at dawn. Its whistle echoes through the valley, the "
@@ -50,9 +41,12 @@ SOUND_PROMPT = (
 
 
 def note(files: list[str], *hints: str) -> str:
-    """The note of a workflow: its files with folder and size, then what to change."""
-    rows = [f"| `{f}` | `models/{FOLDERS[f][0]}` | {FOLDERS[f][1]} |" for f in files]
-    table = ["## Files", "| file | folder | size |", "|---|---|---|", *rows]
+    """The note of a workflow: its files with page, size and folder, then what to change."""
+    rows = []
+    for file in map(record, files):
+        page = f"https://huggingface.co/{file.repository}"
+        size = round(file.approximate_bytes / 1e9, 1)
+        rows.append(f"- [{file.name}]({page}), {size} GB, into **models/{file.folder}**")
     general = [
         "",
         "Any matching LTX-2 2.0 or 2.3 file works in their place; press **R** after adding files.",
@@ -60,7 +54,7 @@ def note(files: list[str], *hints: str) -> str:
         "",
         "## What to change",
     ]
-    return "\n".join([*table, *general, *(f"- {hint}" for hint in hints)]) + "\n"
+    return "\n".join(["## Files", *rows, *general, *(f"- {hint}" for hint in hints)]) + "\n"
 
 
 SIZE_HINT = "**Size and Time** sets size, length and frame rate for picture and sound at once."
@@ -68,6 +62,7 @@ HALF_HINT = "**Size and Time** is the size of stage 1; the video comes out twice
 GUIDANCE_HINT = (
     "**Guidance**: each step evaluates the transformer four times. STG 0 and modality 1 make two."
 )
+PLAIN_HINT = "Distilled files need no guidance: the negative text is not read."
 ORDER_HINT = "Guides are chained; the order of the wire is their order."
 
 
@@ -76,7 +71,7 @@ class Builder:
 
     def __init__(self) -> None:
         self.prompt: dict[str, dict[str, Any]] = {}
-        self.sizes: dict[str, tuple[int, int]] = {}
+        self.heights: dict[str, int] = {}
 
     def add(self, class_type: str, title: str, **inputs: Any) -> str:
         """Add a node and return its key."""
@@ -104,7 +99,7 @@ class Builder:
             "AIPRODEncodePrompt", "Prompt", text_encoder=(encoder, 0), text=text,
             negative_text=negative,
         )  # fmt: skip
-        self.sizes[key] = (420, 400)
+        self.heights[key] = 440 if negative else 340
         return (key, 0), (key, 1)
 
     def empty(self, width: int, height: int, frames: int = 121, **more: Any) -> Link:
@@ -221,7 +216,7 @@ def text_to_video_distilled(g: Builder) -> str:
     checkpoint = g.checkpoint(DISTILLED)
     positive, _ = g.prompts(checkpoint, PROMPT)
     g.two_stages("text_to_video_distilled", checkpoint, positive, g.empty(768, 512))
-    return note([DISTILLED, GEMMA, UPSAMPLER], HALF_HINT)
+    return note([DISTILLED, GEMMA, UPSAMPLER], HALF_HINT, PLAIN_HINT)
 
 
 def text_to_video_hq(g: Builder) -> str:
@@ -256,6 +251,7 @@ def image_to_video(g: Builder) -> str:
     return note(
         [DISTILLED, GEMMA, UPSAMPLER],
         HALF_HINT,
+        PLAIN_HINT,
         "If the picture stays still: describe motion, lower its strength to 0.7, or raise its "
         "compression.",
     )
@@ -406,7 +402,7 @@ def build(make: Callable[[Builder], str]) -> Graph:
     """The graph that one of the functions above describes."""
     builder = Builder()
     text = make(builder)
-    return Graph(make.__name__, builder.prompt, (text,), builder.sizes)
+    return Graph(make.__name__, builder.prompt, (text,), builder.heights)
 
 
 GRAPHS = tuple(

@@ -29,6 +29,10 @@ from aiprod_engine.models.audio_vae import (  # noqa: E402
     VocoderConfig,
     vocoder_for,
 )
+from aiprod_engine.models.diffusion_vae import (  # noqa: E402
+    DiffusionDecoder,
+    DiffusionDecoderConfig,
+)
 from aiprod_engine.models.text.connector import TextConnector, TextConnectorConfig  # noqa: E402
 from aiprod_engine.models.transformer import Transformer, TransformerConfig  # noqa: E402
 from aiprod_engine.models.upsampler import Upsampler, UpsamplerConfig  # noqa: E402
@@ -139,6 +143,26 @@ VAE_BLOCKS = {
         ],
     },
 }  # fmt: skip
+DIFFUSION_VAE = {
+    "_class_name": "CausalDiffusionVAE", "dims": 3, "model_output_type": "x0",
+    "spatial_padding_mode": "zeros",
+    "encoder": {
+        "_class_name": "Encoder", "dims": 3, "in_channels": 3, "out_channels": LATENT_CHANNELS,
+        "blocks": VAE_BLOCKS["2.3"]["encoder_blocks"], "patch_size": 4,
+        "latent_log_var": "constant", "latent_log_var_value": -7.824046010856292,
+        "norm_layer": "pixel_norm", "base_channels": LATENT_CHANNELS,
+        "spatial_padding_mode": "zeros",
+    },
+    "decoder": {
+        "_class_name": "NADiffusionDecoder", "in_channels": LATENT_CHANNELS, "out_channels": 3,
+        "patch_size": 4, "head_dim": 16, "stage_channels": [64, 32, 16, 16, 16],
+        "stage_depths": [1, 2, 1, 1, 2],
+        "stage_kernels": [[3, 3, 3], [3, 3, 3], [3, 5, 3], [3, 3, 5], [5, 7, 5]],
+        "upsamples": [[[1, 2, 2], 2], [[2, 1, 1], 2], [[2, 2, 2], 1], [[2, 2, 2], 1]],
+        "spatial_padding_mode": "zeros", "resampler_kind": "linear", "stage5_kernel": [5, 7, 5],
+        "t_emb_dim": 24, "timestep_scale_multiplier": 1000.0, "default_num_inference_steps": 1,
+    },
+}  # fmt: skip
 AUDIO_VAE = {
     "model": {
         "params": {
@@ -247,8 +271,10 @@ def draw(key: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
     """A weight of a size that keeps activations of order one through every network."""
     if key.endswith("std-of-means"):
         return torch.rand(shape, generator=generator) + 0.5
-    if key.endswith(("norm.weight", "lowpass.filter", "upsample.filter")):
-        return torch.ones(shape) if "norm" in key else _filter(shape)
+    if key.endswith(("lowpass.filter", "upsample.filter")):
+        return _filter(shape)
+    if key.endswith(("norm.weight", "norm1.weight", "norm2.weight", "norm_out.weight")):
+        return torch.ones(shape)
     noise = torch.randn(shape, generator=generator)
     if key.endswith((".alpha", ".beta")):
         return noise * 0.1
@@ -279,6 +305,25 @@ def write_checkpoint(path: Path, version: str, seed: int = 0) -> Path:
     metadata = {"config": json.dumps(config(version)), "license": "tiny random weights"}
     if version == "2.3":
         metadata["model_version"] = "2.3.0"
+    save_file(tensors, path, metadata)
+    return path
+
+
+def write_diffusion_vae(path: Path, seed: int = 0) -> Path:
+    """Write a tiny video VAE of 2.5 with the diffusion decoder: a file of its own, bare keys."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.device("meta"):
+        halves = {
+            "encoder.": VideoEncoder(VideoVAEConfig.from_metadata(DIFFUSION_VAE)),
+            "decoder.": DiffusionDecoder(DiffusionDecoderConfig.from_metadata(DIFFUSION_VAE)),
+        }
+    tensors = {"decoder.type_emb": torch.zeros(LATENT_CHANNELS).bfloat16()}  # nothing reads it
+    for prefix, network in halves.items():
+        for name, meta in network.state_dict().items():
+            key = name if name.startswith("per_channel_statistics.") else prefix + name
+            if key not in tensors:
+                tensors[key] = draw(key, meta.shape, generator).bfloat16()
+    metadata = {"config": json.dumps({"vae": DIFFUSION_VAE}), "model_version": "2.5.0"}
     save_file(tensors, path, metadata)
     return path
 

@@ -5,14 +5,16 @@ Both directions need only the host's `/object_info`. Restricted to plain nodes, 
 
 from __future__ import annotations
 
+import re
 import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
+import layout
+
+from aiprod_engine.ledger.records import ModelFile, ledger
+
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-GAP, ROW = 60, 60  # canvas pixels between columns and between nodes of a column
-NODE_WIDTH = 340
-PREVIEW = 280  # height of the picture or player that the page adds to nodes with an upload button
 NOTE_TYPES = ("MarkdownNote", "Note")
 
 
@@ -27,7 +29,7 @@ class Graph:
     name: str
     prompt: dict[str, dict[str, Any]]
     notes: tuple[str, ...] = ()
-    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    heights: dict[str, int] = field(default_factory=dict)
 
 
 def is_link(value: Any) -> bool:
@@ -72,11 +74,16 @@ def to_ui(graph: Graph, object_info: dict) -> dict:
         source = nodes[str(link[1])]["outputs"][link[2]]
         link[5] = source["type"]
         source["links"] = [*(source["links"] or []), link[0]]
-    _lay_out(graph, nodes)
+    for key, pixels in graph.heights.items():
+        nodes[key]["size"][1] = pixels
     last = max(int(key) for key in prompt)
     for text in graph.notes:
         last += 1
         nodes[str(last)] = _note(last, text)
+    items = [
+        layout.Item(node, object_info.get(node["type"], {}).get("category", ""))
+        for node in nodes.values()
+    ]
     return {
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"aiprod/{graph.name}")),
         "revision": 0,
@@ -84,26 +91,25 @@ def to_ui(graph: Graph, object_info: dict) -> dict:
         "last_link_id": len(links),
         "nodes": list(nodes.values()),
         "links": links,
-        "groups": [],
+        "groups": layout.place(items),
         "config": {},
-        "extra": {},
+        "extra": {"ds": layout.view()},
         "version": 0.4,
     }
 
 
 def _ui_node(key: str, node: dict, info: dict, links: list) -> dict:
     sockets, values = [], []
-    given, preview = node["inputs"], 0
+    given, class_type = node["inputs"], node["class_type"]
     definitions = input_definitions(info)
     if unknown := set(given) - set(definitions):
-        raise WorkflowError(f"{node['class_type']} has no input {sorted(unknown)}")
+        raise WorkflowError(f"{class_type} has no input {sorted(unknown)}")
     for name, (kind, options, optional) in definitions.items():
         value = given.get(name)
         widget = is_widget(kind, options)
         if widget:
             values.append(options.get("default") if value is None or is_link(value) else value)
-            values += trailing_values(node["class_type"], name, kind, options)
-            preview = PREVIEW if "image" in values[-1:] else preview
+            values += trailing_values(class_type, name, kind, options)
         if not widget or is_link(value):
             socket: dict[str, Any] = {"name": name, "type": kind, "link": None}
             if optional and not widget:
@@ -118,14 +124,16 @@ def _ui_node(key: str, node: dict, info: dict, links: list) -> dict:
         {"name": name, "type": kind, "links": None, "slot_index": slot}
         for slot, (name, kind) in enumerate(zip(info["output_name"], info["output"], strict=True))
     ]
-    properties = {"Node name for S&R": node["class_type"]}
-    if node["class_type"].startswith("AIPROD"):
+    properties: dict[str, Any] = {"Node name for S&R": class_type}
+    if class_type.startswith("AIPROD"):
         properties |= {"cnr_id": "aiprod"}
+    if models := [ledger()[value] for value in values if value in ledger()]:
+        properties |= {"models": [_offer(model) for model in models]}
     return {
         "id": int(key),
-        "type": node["class_type"],
+        "type": class_type,
         "pos": [0, 0],
-        "size": [NODE_WIDTH, preview + height(max(len(sockets), len(outputs)), len(values))],
+        "size": [0, 0],
         "flags": {},
         "order": 0,
         "mode": 0,
@@ -137,39 +145,24 @@ def _ui_node(key: str, node: dict, info: dict, links: list) -> dict:
     }
 
 
-def height(slots: int, widgets: int) -> int:
-    """Canvas pixels of a node in the taller of the page's two renderings."""
-    return 70 + 24 * slots + 32 * widgets
+def _offer(file: ModelFile) -> dict[str, str]:
+    """What the page needs to say that a file is missing and to offer its download."""
+    url = f"https://huggingface.co/{file.repository}/resolve/main/{file.path}"
+    return {"name": file.name, "url": url, "directory": file.folder}
 
 
-def _lay_out(graph: Graph, nodes: dict[str, dict]) -> None:
-    """Columns by longest path from a source, rows in the order of the graph."""
-    depth: dict[str, int] = {}
-
-    def column(key: str) -> int:
-        if key not in depth:
-            inputs = graph.prompt[key]["inputs"].values()
-            depth[key] = 1 + max((column(v[0]) for v in inputs if is_link(v)), default=-1)
-        return depth[key]
-
-    widest: dict[int, int] = {}
-    for key, node in nodes.items():
-        node["size"] = list(graph.sizes.get(key, node["size"]))
-        widest[column(key)] = max(widest.get(column(key), 0), node["size"][0])
-    below: dict[int, int] = {}
-    for order, key in enumerate(sorted(nodes, key=lambda k: (column(k), int(k)))):
-        node, top = nodes[key], below.get(column(key), 0)
-        node["order"] = order
-        node["pos"] = [sum(widest[c] + GAP for c in range(column(key))), top]
-        below[column(key)] = top + node["size"][1] + ROW
+def _note_height(text: str) -> int:
+    """Canvas pixels of a note in Nodes 2.0, which write larger than the classic rendering."""
+    shown = re.sub(r"\(http[^)]*\)", "", text).splitlines()
+    return 30 + sum(27 * (1 + len(line) // 48) for line in shown)
 
 
 def _note(number: int, text: str) -> dict:
     return {
         "id": number,
         "type": "MarkdownNote",
-        "pos": [-480, 0],
-        "size": [420, 460],
+        "pos": [0, 0],
+        "size": [0, _note_height(text)],
         "flags": {},
         "order": 0,
         "mode": 0,
@@ -178,6 +171,8 @@ def _note(number: int, text: str) -> dict:
         "outputs": [],
         "properties": {},
         "widgets_values": [text],
+        "color": "#222",
+        "bgcolor": "#000",
     }
 
 

@@ -8,12 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_log = logging.getLogger(__name__)
+from .table import PIPELINES
 
-PIPELINES = (
-    *("one_stage", "two_stage", "two_stage_hq", "distilled", "keyframes", "ic_lora"),
-    *("audio_to_video", "retake", "text_to_audio", "dub", "extend"),
-)
+_log = logging.getLogger(__name__)
 
 
 def add_generate(commands: argparse._SubParsersAction) -> None:
@@ -38,7 +35,9 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--text-encoder", nargs="+", required=True, metavar="FILE")
     group.add_argument("--upsampler", metavar="FILE", help="latent x2, for two stages")
     group.add_argument("--lora", action="append", default=[], nargs="+",
-                       metavar="FILE [STRENGTH]", help="once per LoRA")  # fmt: skip
+                       metavar="FILE [STRENGTH]",
+                       help="once per LoRA; STRENGTH: a number, or video=V,audio=A for what makes "
+                       "the picture and the sound; default 1")  # fmt: skip
     group.add_argument("--distilled-lora", nargs="+", metavar="FILE [STRENGTH]",
                        help="for the second stage")  # fmt: skip
 
@@ -97,6 +96,12 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
         default="auto",
         help="of transformer and text encoder: stay on the device, or stream",
     )
+    group.add_argument(
+        "--check-values",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="refuse weights that no training can have produced",
+    )
     group.add_argument("--vram", type=float, metavar="GIB",
                        help="device memory to use; default: what is free")  # fmt: skip
 
@@ -104,13 +109,14 @@ def _add_machine(group: argparse._ArgumentGroup) -> None:
 def generate(options: argparse.Namespace) -> None:
     """Check all that headers and sizes tell, then run the pipeline and write the file."""
     from ..media.tensor_files import save_clip
+    from .calls import sample
     from .output import write
     from .request import Request
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
     request = Request.of(options)
     request.check()
-    clip = request.sample(_progress)
+    clip = sample(request, _progress)
     if options.save_latent:  # before decoding: what was sampled is never lost
         save_clip(options.save_latent, clip)
     try:

@@ -23,7 +23,8 @@ def write(request: Request, clip: AVLatent) -> None:
         return
     facts = {"prompt": options.prompt, "seed": str(options.seed), "pipeline": options.pipeline}
     recipe = networks.recipe("video_decoder")
-    with networks.place(decoding_need(recipe, clip, options.tiling), recipe) as placed:
+    need = decoding_need(recipe, clip, options.tiling, networks.device)
+    with networks.place(need, recipe) as placed:
         pixels = pixel_chunks(placed.networks[0], clip, options.tiling, placed)
         write_mp4(options.output, map(to_uint8, pixels), clip.fps, sound, metadata=facts)
 

@@ -1,4 +1,4 @@
-"""What `generate` was asked for: options -> networks, settings, guides and one pipeline call."""
+"""What `generate` was asked for: options -> networks, clip, guides and settings, checked."""
 
 from __future__ import annotations
 
@@ -23,11 +23,9 @@ from ..memory.plan import GIB
 from ..pipelines.extend import Extension, check_extension
 from ..pipelines.guides import ImageGuide, ReferenceVideoGuide, RetakeGuide
 from ..pipelines.networks import Lora, Networks
-from ..pipelines.prompts import encode_prompts
 from ..pipelines.run import Run, Settings, checked
-from ..pipelines.stage import SAMPLERS, Tell
+from ..pipelines.stage import SAMPLERS
 from ..sampling import schedules
-from ..sampling.denoise import Contexts
 from ..sampling.guidance import Guidance
 from ..sampling.negative_prompt import NEGATIVE_PROMPT
 from ..sampling.presets import Preset, hq_preset, preset
@@ -63,7 +61,8 @@ class Request:
         if options.vram is not None and options.vram <= 0:
             raise MismatchError(f"--vram must be above 0 GiB, got {options.vram}")
         budget = None if options.vram is None else options.vram * GIB
-        return cls(options, replace(networks, policy=options.residency, budget=budget))
+        networks = replace(networks, policy=options.residency, budget=budget)
+        return cls(options, replace(networks, check_values=options.check_values))
 
     @property
     def pipeline(self) -> Pipeline:
@@ -213,14 +212,13 @@ class Request:
         given["stg_blocks"] = None if o.stg_blocks is None else tuple(o.stg_blocks)
         return replace(strengths, **{k: v for k, v in given.items() if v is not None})
 
-    def sample(self, tell: Tell) -> AVLatent:
-        """Encode the prompts and run the pipeline."""
+    @property
+    def texts(self) -> list[str]:
+        """The prompt and, with guidance, what the result should not be like."""
         o, negative = self.options, self.options.negative_prompt
         if negative is None:
             negative = "" if o.pipeline == "retake" else NEGATIVE_PROMPT
-        texts = [o.prompt, negative] if self.is_guided else [o.prompt]
-        contexts = Contexts(*encode_prompts(self.networks, texts))
-        return self.pipeline.call(self, Run(self.networks, o.seed, tell=tell), contexts)
+        return [o.prompt, negative] if self.is_guided else [o.prompt]
 
 
 def _guidance_options() -> Iterator[str]:
@@ -233,8 +231,19 @@ def _flag(name: str) -> str:
 
 
 def _lora(given: Sequence[str]) -> Lora:
-    path, strength = (*given, "1")[:2]
-    return path, _number(strength, "the strength of a LoRA")
+    """FILE, then nothing, a number, or `video=` and `audio=` with one each."""
+    path, *words = given
+    words = ",".join(words or ["1"]).split(",")
+    what = "the strength of a LoRA"
+    if len(words) == 1 and "=" not in words[0]:
+        return path, _number(words[0], what)
+    strengths = {"video": 1.0, "audio": 1.0}
+    for word in words:
+        stream, _, number = word.partition("=")
+        if stream not in strengths:
+            raise MismatchError(f"{what} is a number, or video=V,audio=A; got {word!r}")
+        strengths[stream] = _number(number, what)
+    return path, strengths
 
 
 def _image(given: Sequence[str], crf: int | None) -> ImageGuide:

@@ -7,39 +7,15 @@ strength, to the target in both directions; weighted groups do not see each othe
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..errors import SizeError
 from ..types import TokenState
-
-if TYPE_CHECKING:
-    from .conditioning import Conditioning
-    from .positions import VideoGrid
-
-
-def extended_mask(state: TokenState, weight: float | Tensor, count: int) -> Tensor:
-    """Mask (B, N + count, N + count) of `state` after appending `count` tokens of `weight`.
-
-    Without a mask so far, targets and earlier groups are fully connected.
-    """
-    batch, old = state.latent.shape[:2]
-    weight = torch.as_tensor(weight, dtype=torch.float32, device=state.latent.device)
-    if weight.ndim and weight.shape[-1] != count:
-        raise SizeError(
-            f"attention weights must be one per appended token: {weight.shape[-1]} weights for "
-            f"{count} tokens"
-        )
-    weight = weight.expand(batch, count)
-    targets = state.target_tokens
-    mask = weight.new_zeros(batch, old + count, old + count)
-    mask[:, :old, :old] = 1 if state.attention_mask is None else state.attention_mask
-    mask[:, :targets, old:] = weight[:, None, :]
-    mask[:, old:, :targets] = weight[:, :, None]
-    mask[:, old:, old:] = 1
-    return mask
+from .conditioning import Conditioning
+from .positions import VideoGrid
+from .state import extended_mask
 
 
 @dataclass(frozen=True)

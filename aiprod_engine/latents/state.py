@@ -11,8 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..errors import SizeError
 from ..types import SlotLayout, TokenState
-from .attention import extended_mask
 from .patchify import patchify_audio, patchify_video, unpatchify_video
 from .positions import FACTORS, Factors, audio_positions, video_positions
 
@@ -94,6 +94,28 @@ def _append(
         attention_mask=attention,
         keyframes_mask=marks,
     )
+
+
+def extended_mask(state: TokenState, weight: float | Tensor, count: int) -> Tensor:
+    """Mask (B, N + count, N + count) of `state` after appending `count` tokens of `weight`.
+
+    Without a mask so far, targets and earlier groups are fully connected.
+    """
+    batch, old = state.latent.shape[:2]
+    weight = torch.as_tensor(weight, dtype=torch.float32, device=state.latent.device)
+    if weight.ndim and weight.shape[-1] != count:
+        raise SizeError(
+            f"attention weights must be one per appended token: {weight.shape[-1]} weights for "
+            f"{count} tokens"
+        )
+    weight = weight.expand(batch, count)
+    targets = state.target_tokens
+    mask = weight.new_zeros(batch, old + count, old + count)
+    mask[:, :old, :old] = 1 if state.attention_mask is None else state.attention_mask
+    mask[:, :targets, old:] = weight[:, None, :]
+    mask[:, old:, :targets] = weight[:, :, None]
+    mask[:, old:, old:] = 1
+    return mask
 
 
 def generated_keyframes(state: TokenState) -> Tensor | None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError
-from ..weights.containers.header import SUFFIXES, read_header
+from ..weights.containers.header import SUFFIXES
+from ..weights.containers.read import read_header
 from .records import ledger
 
 

@@ -24,15 +24,18 @@ def residency_order(count: int) -> list[int]:
     return sorted(range(count), key=lambda index: index * _GOLDEN % 1)
 
 
-def resident_set(sizes: Sequence[int], room: float, slots: int) -> frozenset[int]:
+def resident_set(
+    sizes: Sequence[int], room: float, slots: int, loads: Sequence[int] | None = None
+) -> frozenset[int]:
     """Indices of the blocks that stay when blocks and ring together may take `room` bytes.
 
-    Where not even the ring has room, all blocks stream.
+    Where not even the ring has room, all blocks stream. `loads` are the sizes of the blocks when
+    they travel, where these differ.
     """
-    order = residency_order(len(sizes))
+    order, loads = residency_order(len(sizes)), sizes if loads is None else loads
     for count in range(len(order), 0, -1):
         resident = order[:count]
-        if sum(sizes[i] for i in resident) + ring_bytes(sizes, resident, slots) <= room:
+        if sum(sizes[i] for i in resident) + ring_bytes(loads, resident, slots) <= room:
             return frozenset(resident)
     return frozenset()
 
@@ -73,7 +76,8 @@ class BlockVisits:
 
     def place(self, device: torch.device, room: float) -> None:
         """Make the blocks that fit `room` bytes beside a ring resident, and no others."""
-        wanted = resident_set(self.sizes, room, self._slots_on(device))
+        loads = [home.loaded_bytes for home in self.homes]
+        wanted = resident_set(self.sizes, room, self._slots_on(device), loads)
         if self._device == device and wanted == self.resident.keys():
             return
         self.close_ring()
@@ -84,6 +88,18 @@ class BlockVisits:
             self.resident[index] = self.homes[index].copy_to(device)
         self._device = device
         self._open_ring()
+
+    def follow(self, homes: Sequence[Home]) -> int:
+        """Go on with other `homes` of the same blocks, without the ring.
+
+        Returns the bytes of changed tensors that were read again at home.
+        """
+        old, self.homes, count = self.homes, list(homes), 0
+        for index, buffer in self.resident.items():
+            self.resident[index], read = self.homes[index].follow(old[index], buffer)
+            self.homes[index].move_in(self.resident[index])
+            count += read
+        return count
 
     def release(self) -> None:
         """Leave the device."""

@@ -29,9 +29,9 @@ def nothing_more() -> bool:
 class Placed:
     """Networks that are ready to compute for one phase, and what gives where memory ends.
 
-    In this order: what else is on the device (`evict` says whether anything left), resident
-    blocks, half of them at a time, and, for a phase that may, the device itself. `free` are the
-    bytes left beside the weights.
+    In this order: what else is on the device (`evict` says whether anything left), the `way` in
+    which the phase runs, resident blocks, half of them at a time, and, for a phase that may, the
+    device itself. `free` are the bytes left beside the weights.
     """
 
     def __init__(
@@ -42,7 +42,8 @@ class Placed:
         evict: Callable[[], bool] = nothing_more,
     ) -> None:
         self.need = need
-        self.free = free  # may be set when the networks are placed
+        self.free = free
+        self._ways = need.ways_within(math.inf, need.ways[0])
         self._residencies = tuple(residencies)
         self._evict = evict
         self._has_left = False
@@ -51,6 +52,11 @@ class Placed:
     def alone(cls, name: str, network: nn.Module) -> Placed:
         """A network where it is, in a phase of which nothing is known."""
         return cls(Need(name, (), (Way("", 0),)), [Residency(network)])
+
+    @property
+    def way(self) -> Way:
+        """How the phase runs now; what it runs may read this at every attempt."""
+        return self._ways[0]
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
@@ -68,11 +74,16 @@ class Placed:
 
     def describe(self) -> str:
         """One line for the log: needed, free, plan."""
-        way = self.need.way(self.room)
-        needed = f"{amount(self.weights + way.activations)} ({amount(self.weights)} weights)"
+        total = self.weights + self.way.activations
+        needed = f"{amount(total)} ({amount(self.weights)} weights)"
         free = "" if math.isinf(self.free) else f", free {amount(self.weights + self.free)}"
-        plan = ", ".join(filter(None, (self._kept(), way.name)))
+        plan = ", ".join(filter(None, (self._kept(), self.way.name)))
         return f"{self.need.name}: needs {needed}{free}; {plan}"
+
+    def settle(self, free: float, first: Way) -> None:
+        """Run in the first way from `first` on that fits into `free` bytes beside the weights."""
+        self.free = free
+        self._ways = self.need.ways_within(self.room, first)
 
     def begin(self, place: Callable[[], object]) -> None:
         """Run `place`, which puts the networks on the device, until they are somewhere."""
@@ -104,17 +115,17 @@ class Placed:
                 if not is_out_of_memory(error):
                     raise
             # Only here the error is gone, and with it the frames that hold the failed tensors.
-            if not self.gives() and not self.leaves():
+            release_cached()
+            if not (self._clears() or self._saves() or self._shrinks() or self.leaves()):
                 raise self.failure()
 
     def gives(self) -> bool:
-        """Take something off the device after an out-of-memory; False if nothing can be."""
+        """Take something off the device after an out-of-memory; False if nothing can be.
+
+        For phases that change their way themselves.
+        """
         release_cached()
-        kept = self._taken()
-        if kept is not None:
-            release_cached()
-            self.warn(kept)
-        return kept is not None
+        return self._clears() or self._shrinks()
 
     def leaves(self) -> bool:
         """Let a phase that may go on at the CPU; False if it may not or is there already."""
@@ -133,15 +144,29 @@ class Placed:
         """Say that memory ran out and how the phase goes on."""
         _log.warning("%s ran out of memory; going on with %s", self.need.name, plan)
 
-    def _taken(self) -> str | None:
-        if self._evict():
-            return "everything else off the device"
-        if held := sum(residency.resident_bytes for residency in self._residencies):
-            for residency in self._residencies:
-                residency.shrink(max(residency.resident_bytes / 2, 1))
-            if sum(residency.resident_bytes for residency in self._residencies) < held:
-                return self._kept()
-        return None
+    def _clears(self) -> bool:
+        if not self._evict():
+            return False
+        self.warn("everything else off the device")
+        return True
+
+    def _saves(self) -> bool:
+        if len(self._ways) < 2:
+            return False
+        self._ways = self._ways[1:]
+        self.warn(self.way.name)
+        return True
+
+    def _shrinks(self) -> bool:
+        if not (held := sum(residency.resident_bytes for residency in self._residencies)):
+            return False
+        for residency in self._residencies:
+            residency.shrink(max(residency.resident_bytes / 2, 1))
+        if sum(residency.resident_bytes for residency in self._residencies) == held:
+            return False
+        release_cached()
+        self.warn(self._kept())
+        return True
 
     def failure(self) -> OutOfMemory:
         """What a user is told when nothing gives any more."""

@@ -14,11 +14,15 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Weights:
-    """Device bytes of one network: outside its blocks, and of each block that may stream."""
+    """Device bytes of one network: outside its blocks, and of each block that may stream.
+
+    `loads` are the bytes of the blocks where they do, if adapters travel with them.
+    """
 
     outside: int
     blocks: tuple[int, ...] = ()
     policy: str = "auto"
+    loads: tuple[int, ...] = ()
 
     @property
     def total(self) -> int:
@@ -27,15 +31,24 @@ class Weights:
     @property
     def least(self) -> int:
         """Device bytes when every block streams."""
-        return self.outside + ring_bytes(self.blocks, (), SLOTS)
+        return self.outside + ring_bytes(self.travelling, (), SLOTS)
+
+    @property
+    def travelling(self) -> tuple[int, ...]:
+        """Bytes of the blocks where they stream."""
+        return self.loads or self.blocks
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to run a phase and the bytes of activations that it takes."""
+    """One way to run a phase and the bytes of activations that it takes.
+
+    Streamed blocks pass the device `visits` times for the work of one evaluation.
+    """
 
     name: str
     activations: int
+    visits: int = 1
 
 
 @dataclass(frozen=True)
@@ -57,15 +70,29 @@ class Need:
         """Device bytes of weights when every block streams."""
         return sum(network.least for network in self.networks)
 
-    def way(self, room: float) -> Way:
-        """The first way whose activations fit `room` bytes, else the smallest."""
-        fitting = (way for way in self.ways if way.activations <= room)
-        return next(fitting, min(self.ways, key=lambda way: way.activations))
+    def way(self, usable: float) -> Way:
+        """The way that is planned for `usable` bytes: see `plan`."""
+        return self.ways[_chosen(self, usable)[0]]
+
+    def ways_within(self, room: float, first: Way) -> tuple[Way, ...]:
+        """Ways from `first` on, each smaller than the last; they begin with one that fits `room`.
+
+        Where none fits, only the smallest is left.
+        """
+        smaller: list[Way] = []
+        for way in self.ways[self.ways.index(first) :]:
+            if not smaller or way.activations < smaller[-1].activations:
+                smaller.append(way)
+        fitting = [way for way in smaller if way.activations <= room]
+        return tuple(fitting or smaller[-1:])
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A planned phase; `weights` are the device bytes of networks with their rings."""
+    """A planned phase; `weights` are the device bytes of networks with their rings.
+
+    `copied` are the bytes that stream through the device in one evaluation.
+    """
 
     name: str
     way: str
@@ -73,6 +100,7 @@ class Phase:
     activations: int
     resident: int
     streamed: int
+    copied: int
     fits: bool
 
     @property
@@ -122,34 +150,39 @@ class Plan:
 
 
 def plan(needs: Sequence[Need], free_bytes: float) -> Plan:
-    """Choose for each phase the first way that fits `free_bytes`, less a margin for kernels.
+    """Choose for each phase the way that fits `free_bytes`, less a margin for kernels.
 
     A way fits if a phase can run with all its blocks streamed, or as the policies of its networks
-    have it; what is left then goes to resident blocks. Where no way fits the smallest one is
-    taken, and marked.
+    have it; what is left then goes to resident blocks. Of those that fit, the one that copies the
+    fewest weights is taken, the first among equals; where none fits the smallest, and marked.
     """
     usable = free_bytes * (1 - MARGIN)
-    return Plan(tuple(_phase(need, usable) for need in needs), int(free_bytes))
+    return Plan(tuple(_chosen(need, usable)[1] for need in needs), int(free_bytes))
 
 
-def _phase(need: Need, usable: float) -> Phase:
-    phases = [_placed(need, way, usable) for way in need.ways]
-    smallest = min(phases, key=lambda phase: phase.peak)
-    return next((phase for phase in phases if phase.fits), smallest)
+def _chosen(need: Need, usable: float) -> tuple[int, Phase]:
+    """Index of the best way, and the phase that runs in it."""
+    phases = list(enumerate(_placed(need, way, usable) for way in need.ways))
+    fitting = [found for found in phases if found[1].fits]
+    if fitting:
+        return min(fitting, key=lambda found: found[1].copied)
+    return min(phases, key=lambda found: found[1].peak)
 
 
 def _placed(need: Need, way: Way, usable: float) -> Phase:
     """The phase with as many resident blocks as there is room for, network after network."""
     room = usable - way.activations - sum(weights.outside for weights in need.networks)
-    used = resident = streamed = 0
+    used = resident = streamed = copied = 0
     for weights in need.networks:
-        kept = resident_set(weights.blocks, granted(weights.policy, room - used), SLOTS)
-        used += sum(weights.blocks[i] for i in kept) + ring_bytes(weights.blocks, kept, SLOTS)
+        loads = weights.travelling
+        kept = resident_set(weights.blocks, granted(weights.policy, room - used), SLOTS, loads)
+        used += sum(weights.blocks[i] for i in kept) + ring_bytes(loads, kept, SLOTS)
         resident += len(kept)
         streamed += len(weights.blocks) - len(kept)
+        copied += sum(size for i, size in enumerate(loads) if i not in kept) * way.visits
     total = used + sum(weights.outside for weights in need.networks)
     fits = used <= room
-    return Phase(need.name, way.name, total, way.activations, resident, streamed, fits)
+    return Phase(need.name, way.name, total, way.activations, resident, streamed, copied, fits)
 
 
 def _row(phase: Phase) -> tuple[str, ...]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import MismatchError
 from .blocks import BlockVisits
-from .home import Home
+from .free import is_out_of_memory
+from .home import Change, Home
 
 POLICIES = ("auto", "resident", "stream")
 SLOTS = 2  # one block computes while the next one arrives
@@ -29,6 +31,10 @@ class Residency:
     names by `streamable`, as many stay as the budget allows, the rest pass through a ring of
     `slots`. What it names by `stays_home` never moves. A network without blocks is one block. On
     the CPU the home tensors compute as they are, unless `always_copies`.
+
+    Changes such as adapters (see `adapt`) are made by the device in its copies: once in a block
+    that stays, at every visit in one that streams, with the same bits. The home stays as it was
+    loaded. Only where the home tensors themselves compute, what changes is copied on the CPU.
     """
 
     def __init__(
@@ -44,10 +50,11 @@ class Residency:
         self.always_copies = always_copies
         self._device: torch.device | None = None
         self._outside: Tensor | None = None
+        self._changes: Mapping[str, Change] = {}
         self._visits = BlockVisits(slots)
         if hasattr(module, "streamable"):
             module.ready_blocks = self._visits
-        self._find_home()
+        self._home, self._visits.homes = self._homes(self._changes)
 
     @property
     def device(self) -> torch.device | None:
@@ -101,10 +108,13 @@ class Residency:
             self.release()
         before = self.placed_bytes
         if self._device is None:
-            self._find_home()  # adapters may have come or gone since
+            # Adapters beside the weights may have come or gone since.
+            self._home, self._visits.homes = self._homes(self._changes)
             self._device = device
             if device.type != "cpu" or self.always_copies:
                 self._outside = self._home.copy_to(device)
+            else:
+                self._change_at_home()
         if self._outside is not None:
             self._visits.place(device, granted(self.policy, budget_bytes - self._home.nbytes))
         return self.placed_bytes - before
@@ -128,24 +138,34 @@ class Residency:
         """Drop everything on the device; return the bytes that were freed."""
         freed = self.placed_bytes
         self._visits.release()
-        if self._outside is not None:
-            self._home.move_out()
+        self._go_home()
         self._outside = self._device = None
         return freed
 
     @torch.inference_mode()
-    def replace(self, name: str, tensor: Tensor) -> None:
-        """Make `tensor`, on the CPU, the home of parameter or buffer `name` and of its copies.
+    def adapt(
+        self, changes: Mapping[str, Change], rebuild: Callable[[], object] | None = None
+    ) -> int:
+        """From now on make `changes`, by tensor name, and no others; `rebuild` what has to be.
 
-        What is on the device keeps its address; nothing else is copied again.
+        `rebuild` may put other modules and buffers into the network, which is at home meanwhile.
+        Copies on the device follow: what neither the old nor the new changes touch is not copied
+        again. Returns the bytes that were read at home for it. If that fails, all leaves the
+        device and the next `place` makes it good; running out of memory is no error here.
         """
-        path, _, leaf = name.rpartition(".")
-        owner = self.module.get_submodule(path)
-        self._visits.close_ring()  # it may hold the old values of blocks to come
-        held = [(self._home, self._outside)]
-        held += [(h, self._visits.resident.get(i)) for i, h in enumerate(self._visits.homes)]
-        if not any(home.replace(owner, leaf, tensor, copy) for home, copy in held):
-            setattr(owner, leaf, nn.Parameter(tensor, requires_grad=False))  # stays home
+        self._visits.close_ring()
+        self._go_home()
+        try:
+            if rebuild is not None:
+                rebuild()
+            found = self._homes(changes)
+            self._changes = changes
+            return self._follow(*found)
+        except BaseException as error:
+            self.release()
+            if self._changes is not changes or not is_out_of_memory(error):
+                raise
+            return 0
 
     def unlock(self) -> int:
         """Give page-locked host memory back until the next forward; return the bytes."""
@@ -153,12 +173,38 @@ class Residency:
         self._visits.close_ring()
         return freed
 
-    def _find_home(self) -> None:
-        module = self.module
-        blocks = list(getattr(module, module.streamable)) if hasattr(module, "streamable") else []
-        stays = [getattr(module, name) for name in getattr(module, "stays_home", ())]
-        self._home = Home(module, without=[*blocks, *stays])
-        self._visits.homes = [Home(block) for block in blocks]
+    def _homes(self, changes: Mapping[str, Change]) -> tuple[Home, list[Home]]:
+        """Where the network's tensors live, now that it is at home: outside of the blocks, blocks.
+
+        Raises if a changed tensor does not exist or never moves.
+        """
+        module, name = self.module, getattr(self.module, "streamable", None)
+        blocks = [] if name is None else list(getattr(module, name))
+        stays = [getattr(module, stays) for stays in getattr(module, "stays_home", ())]
+        outside = Home(module, [*blocks, *stays], changes)
+        homes = [Home(b, (), changes, f"{name}.{i}.") for i, b in enumerate(blocks)]
+        if missing := changes.keys() - set().union(*(home.names for home in (outside, *homes))):
+            raise MismatchError(f"the network has no tensor {min(missing)} that could change")
+        return outside, homes
+
+    def _follow(self, outside: Home, homes: list[Home]) -> int:
+        """Go on with other homes of the same network, which is at home."""
+        old, self._home = self._home, outside
+        if self._outside is None:
+            self._visits.homes = homes
+            return 0 if self._device is None else self._change_at_home()
+        self._outside, count = outside.follow(old, self._outside)
+        outside.move_in(self._outside)
+        return count + self._visits.follow(homes)
+
+    def _change_at_home(self) -> int:
+        return sum(home.change_at_home() for home in (self._home, *self._visits.homes))
+
+    def _go_home(self) -> None:
+        """Give the network the tensors back with which it was loaded."""
+        if self._device is not None:
+            for home in (self._home, *self._visits.homes):
+                home.move_out()
 
     def _present_device(self) -> torch.device:
         if self._device is None:

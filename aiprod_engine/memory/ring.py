@@ -32,7 +32,7 @@ class Ring:
         self._handed_out = self._fetched = 0
         kind = CudaSlot if slots > 1 and device.type == "cuda" else Slot
         for _ in range(slots):
-            self._slots.append(kind(max(home.nbytes for home in homes), device))
+            self._slots.append(kind(max(home.loaded_bytes for home in homes), device))
         for slot in self._slots:
             self._fetch(slot)
 
@@ -64,7 +64,7 @@ class Ring:
         slot, home, arrive = self._coming.popleft()
         self._handed_out += 1
         arrive()
-        slot.begin()
+        slot.begin(home)
         home.move_in(slot.buffer)
         try:
             yield
@@ -105,8 +105,13 @@ class Slot:
         with torch.inference_mode():  # per thread: a worker has to enter it itself
             home.pack(self.buffer)
 
-    def begin(self) -> None:
-        """Called before the block computes."""
+    def begin(self, home: Home) -> None:
+        """Called before the block computes, by who computes: changes are work of its device.
+
+        In the worker, adapters would be fused beside computations that they share switches with.
+        """
+        with torch.inference_mode():
+            home.make_changes(self.buffer)
 
     def end(self) -> None:
         """Called when all work of the block was issued."""
@@ -142,12 +147,13 @@ class CudaSlot(Slot):
             home.pack(self._staging.buffer)
             with torch.cuda.stream(self._stream):
                 self._stream.wait_event(self._used)
-                source = self._staging.buffer[: home.nbytes]
-                self.buffer[: home.nbytes].copy_(source, non_blocking=True)
+                source = self._staging.buffer[: home.loaded_bytes]
+                self.buffer[: home.loaded_bytes].copy_(source, non_blocking=True)
                 self._copied.record(self._stream)
 
-    def begin(self) -> None:
+    def begin(self, home: Home) -> None:
         torch.cuda.current_stream(self._device).wait_event(self._copied)
+        super().begin(home)
 
     def end(self) -> None:
         self._used.record(torch.cuda.current_stream(self._device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,38 +17,48 @@ from ..memory import estimate
 from ..memory.free import is_out_of_memory
 from ..memory.placed import Placed
 from ..models.audio_vae.codec import decode_audio, fit_track
-from ..models.video_vae import VideoDecoder, VideoVAEConfig, stream_decode
-from ..models.video_vae.streaming import resume_point
-from ..tiling import TilePlan, TileSizes, decode_plan, tiled_decode
+from ..models.diffusion_vae import DECODE_SEED, DiffusionDecoder, DiffusionDecoderConfig
+from ..models.video_vae import Piece, VideoDecoder, VideoVAEConfig, stream_decode
+from ..models.video_vae.streaming import FRAME, pieces, resume_point
+from ..tiling import TileSizes, decode_plan, tiled_decode
 from ..types import AVLatent
+from .decode_diffusion import DiffusionWay, diffusion_ways
 
 _log = logging.getLogger(__name__)
 
 TILINGS = ("auto", "tiled", "off")
-STREAMED = "frame by frame"
 # Overlap tiles, largest first: the authors' default, their former one, and two for small devices.
 _TILES = (TileSizes(768), TileSizes(512), TileSizes(256), TileSizes(128, 32))
 
 
 @dataclass(frozen=True)
 class DecodeWay:
-    """One way to decode a clip: at once, frame by frame, or in tiles of `sizes`."""
+    """One way to decode a clip: at once, streamed in pieces, or in tiles of `sizes`."""
 
     name: str
     activations: int
     sizes: TileSizes | None = None
     is_whole: bool = False
+    piece: Piece = FRAME
 
     def chunks(self, decoder: VideoDecoder, video: Tensor) -> Iterator[Tensor]:
         """Pixels (B, 3, f, H, W) of a latent (B, C, F, h, w) in time order; tiles on the CPU."""
         if self.is_whole:
             yield decoder(video)
         elif self.sizes is None:
-            for frame in stream_decode(decoder, video.unbind(2)):
+            for frame in stream_decode(decoder, video.unbind(2), self.piece):
                 yield frame.unsqueeze(2)
         else:
             plan = decode_plan(video.shape[2:], self.sizes)
             yield from tiled_decode(lambda tile: _streamed(decoder, tile), video, plan)
+
+    def restart(self, config: VideoVAEConfig, emitted: int) -> tuple[int, int]:
+        """Latent to begin again at, and frames to discard, to go on after `emitted` frames."""
+        return resume_point(config, emitted)
+
+    def on_cpu(self) -> DecodeWay:
+        """What replaces the smallest way once the device is left."""
+        return DecodeWay(FRAME.name, 0)
 
 
 def _streamed(decoder: VideoDecoder, tile: Tensor) -> Tensor:
@@ -56,57 +67,74 @@ def _streamed(decoder: VideoDecoder, tile: Tensor) -> Tensor:
 
 
 def decode_ways(
-    config: VideoVAEConfig, latent: Sequence[int], itemsize: int, tiling: str = "auto"
-) -> tuple[DecodeWay, ...]:
+    config: VideoVAEConfig | DiffusionDecoderConfig,
+    latent: Sequence[int],
+    itemsize: int,
+    tiling: str = "auto",
+    seed: int = DECODE_SEED,
+    device: torch.device | str = "cpu",
+) -> tuple[DecodeWay, ...] | tuple[DiffusionWay, ...]:
     """Ways to decode a latent (F, h, w) in the order in which they are tried, each smaller.
 
-    `auto` begins frame by frame, which is exact, `tiled` with overlap tiles, an approximation, and
-    `off` with the whole clip.
+    `auto` streams, which is exact: in the `pieces` of the `device`. `tiled` begins with overlap
+    tiles, an approximation, and `off` with the whole clip. A diffusion decoder, whose noise `seed`
+    draws, cannot stream: its `auto` begins with the whole clip.
     """
     if tiling not in TILINGS:
         raise MismatchError(f"tiling must be one of {', '.join(TILINGS)}, got {tiling!r}")
+    if isinstance(config, DiffusionDecoderConfig):
+        return diffusion_ways(config, latent, itemsize, tiling, seed)
     whole = DecodeWay("all at once", estimate.decode_untiled(config, latent, itemsize), None, True)
-    streamed = DecodeWay(STREAMED, estimate.decode_streamed(config, latent, itemsize))
+    rows = latent[1] * config.decoder.space_factor
+    streamed = [_streamed_way(config, latent, itemsize, piece) for piece in pieces(device, rows)]
     tiles = [_tiles(config, latent, itemsize, sizes) for sizes in _TILES]
-    ways = {"off": [whole, streamed, *tiles], "auto": [streamed, *tiles], "tiled": tiles}[tiling]
+    ways = {"off": [whole, *streamed, *tiles], "auto": [*streamed, *tiles], "tiled": tiles}[tiling]
     smaller = (w for i, w in enumerate(ways) if _saves(w, ways[:i]))
     return tuple(smaller)
 
 
 def _saves(way: DecodeWay, before: Sequence[DecodeWay]) -> bool:
     # A short clip streams in more than it decodes at once in; it still is the next resort.
-    return way.sizes is None or all(way.activations < earlier.activations for earlier in before)
+    if way.is_whole or (way.sizes is None and way.piece == FRAME):
+        return True
+    # Rows also save workspace of kernels, which is not counted.
+    is_cut = way.sizes is None and way.piece.rows is not None
+    least = min((earlier.activations for earlier in before), default=math.inf)
+    return way.activations < least + is_cut
+
+
+def _streamed_way(
+    config: VideoVAEConfig, latent: Sequence[int], itemsize: int, piece: Piece
+) -> DecodeWay:
+    needed = estimate.decode_streamed(config, latent, itemsize, piece.frames, piece.rows)
+    return DecodeWay(piece.name, needed, piece=piece)
 
 
 def _tiles(
     config: VideoVAEConfig, latent: Sequence[int], itemsize: int, sizes: TileSizes
 ) -> DecodeWay:
     plan = decode_plan(latent, sizes)
-    needed = estimate.decode_streamed(config, largest_tile(plan), itemsize)
+    needed = estimate.decode_streamed(config, plan.largest, itemsize)
     return DecodeWay(f"{plan.count} overlapping tiles, an approximation", needed, sizes)
-
-
-def largest_tile(plan: TilePlan) -> tuple[int, int, int]:
-    """Largest extent of the tiles along each axis, in latents."""
-    axes = (plan.time, plan.rows, plan.columns)
-    return tuple(max(span.stop - span.start for span in axis) for axis in axes)
 
 
 @torch.inference_mode()
 def decode_frames(
-    decoder: VideoDecoder,
+    decoder: VideoDecoder | DiffusionDecoder,
     latent: AVLatent,
     tiling: str = "auto",
     on_frames: Callable[[int], None] | None = None,
     placed: Placed | None = None,
+    seed: int = DECODE_SEED,
 ) -> Tensor:
     """Frames (F, H, W, 3) in [0, 1], float32 on the CPU, of the first sample of a clip.
 
-    `on_frames` hears how many frames are done and may raise to cancel.
+    `on_frames` hears how many frames are done and may raise to cancel. `seed` draws the noise of a
+    diffusion decoder; the same one gives the same frames.
     """
     images = torch.empty(latent.frames, latent.height, latent.width, 3)
     done = 0
-    for chunk in pixel_chunks(decoder, latent, tiling, placed):
+    for chunk in pixel_chunks(decoder, latent, tiling, placed, seed):
         count = chunk.shape[2]
         images[done : done + count] = to_image(chunk)
         done += count
@@ -116,7 +144,11 @@ def decode_frames(
 
 
 def pixel_chunks(
-    decoder: VideoDecoder, latent: AVLatent, tiling: str = "auto", placed: Placed | None = None
+    decoder: VideoDecoder | DiffusionDecoder,
+    latent: AVLatent,
+    tiling: str = "auto",
+    placed: Placed | None = None,
+    seed: int = DECODE_SEED,
 ) -> Iterator[Tensor]:
     """Pixels (1, 3, f, H, W) in [-1, 1] of the first sample, chunk by chunk in time order.
 
@@ -124,8 +156,8 @@ def pixel_chunks(
     the next one goes on after the last frame: what was handed out is final.
     """
     check_decodable(latent)
-    itemsize = decoder.conv_in.conv.weight.element_size()
-    ways = decode_ways(decoder.config, latent.video.shape[2:], itemsize, tiling)
+    size, like = latent.video.shape[2:], decoder.like
+    ways = decode_ways(decoder.config, size, like.element_size(), tiling, seed, like.device)
     placed = placed or Placed.alone("decode video", decoder)
     fitting = (i for i, way in enumerate(ways) if way.activations <= placed.room)
     first = next(fitting, len(ways) - 1)
@@ -142,7 +174,10 @@ def check_decodable(latent: AVLatent) -> None:
 
 @torch.inference_mode()
 def _chunks(
-    decoder: VideoDecoder, video: Tensor, ways: Sequence[DecodeWay], placed: Placed
+    decoder: VideoDecoder | DiffusionDecoder,
+    video: Tensor,
+    ways: Sequence[DecodeWay | DiffusionWay],
+    placed: Placed,
 ) -> Iterator[Tensor]:
     emitted, ways = 0, list(ways)
     while True:
@@ -160,15 +195,20 @@ def _chunks(
             del ways[0]
             placed.warn(ways[0].name)
         elif placed.leaves():
-            ways = [DecodeWay(STREAMED, 0)]
+            ways = [ways[0].on_cpu()]
         else:
             raise placed.failure()
 
 
-def _rest(decoder: VideoDecoder, video: Tensor, way: DecodeWay, emitted: int) -> Iterator[Tensor]:
+def _rest(
+    decoder: VideoDecoder | DiffusionDecoder,
+    video: Tensor,
+    way: DecodeWay | DiffusionWay,
+    emitted: int,
+) -> Iterator[Tensor]:
     """Chunks after the first `emitted` frames."""
-    start, skipped = resume_point(decoder.config, emitted)
-    left = video[:, :, start:].to(decoder.conv_in.conv.weight)  # which may have left the device
+    start, skipped = way.restart(decoder.config, emitted)
+    left = video[:, :, start:].to(decoder.like)  # which may have left the device
     for chunk in way.chunks(decoder, left):
         kept = chunk[:, :, skipped:]
         skipped -= chunk.shape[2] - kept.shape[2]

@@ -16,17 +16,17 @@ from torch import Tensor
 
 from ..errors import MismatchError, SizeError
 from ..media.images import prompt_image
-from ..models.text.decoder import DecoderConfig, TextDecoder
+from ..models.text.decoder import TextDecoder
 from ..models.text.gemma3 import Gemma3
-from ..models.text.generate import Chat, Continuation, Sampling, generate, working_bytes
+from ..models.text.generate import Chat, Continuation, Sampling, generate
 from ..models.text.tokenizer import Tokenizer
 from ..models.text.vision import Gemma3Vision
 from .networks import Networks
+from .planning import looking_need, writing_need
 
 logger = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).with_name("system_prompts")
-_CHAT_TOKENS = 2048  # what a system prompt, a picture and a long idea take at most
 # Typographic signs that captions never had.
 _PLAIN = str.maketrans(
     {
@@ -86,11 +86,12 @@ def enhance(
     """
     tokenizer, rows = networks.tokenizer(), None
     if image is not None:
-        with networks.use("text_vision") as vision:
-            rows = look_at(vision, image)
-    with networks.use("text_encoder") as encoder:
-        idea = Idea(text, rows, networks.version)
-        return write(tokenizer, encoder, idea, writing, on_token)
+        recipe = networks.recipe("text_vision")
+        with networks.place(looking_need(recipe), recipe) as placed:
+            rows = placed.run(lambda vision: look_at(vision, image))
+    recipe, idea = networks.recipe("text_encoder"), Idea(text, rows, networks.version)
+    with networks.place(writing_need(recipe, writing.max_tokens), recipe) as placed:
+        return placed.run(lambda encoder: write(tokenizer, encoder, idea, writing, on_token))
 
 
 @torch.inference_mode()
@@ -136,8 +137,3 @@ def cleaned(text: str) -> str:
     text = text.translate(_PLAIN)
     first = next((i for i, sign in enumerate(text) if sign.isalpha()), len(text))
     return text[first:]
-
-
-def enhancing_bytes(config: DecoderConfig, writing: Writing) -> int:
-    """Device bytes that `write` needs beside the encoder's layers; an upper estimate."""
-    return working_bytes(config, _CHAT_TOKENS + writing.max_tokens)

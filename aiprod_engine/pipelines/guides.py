@@ -50,8 +50,8 @@ _TARGET, _IMAGE, _REFERENCE = 0, 1, 3  # order of items; generated slots (2) com
 class Encoders:
     """How guides become normalised latents.
 
-    `video` takes frames (1, 3, H, W) in [-1, 1] one by one and returns (1, C, F, h, w); `audio`
-    takes a `Sound` and returns (1, z, T, bins).
+    `video` takes frames (1, 3, H, W) in [-1, 1] one by one, if need be more than once, and returns
+    (1, C, F, h, w); `audio` takes a `Sound` and returns (1, z, T, bins).
     """
 
     video: Callable[[Iterable[Tensor]], Tensor]
@@ -109,7 +109,7 @@ class ImageGuide:
     def add(self, start: Start, encode: Encoders, reference: Reference) -> Start:  # noqa: ARG002
         self.check(start.latent)
         crf = preset(start.latent.version).crf if self.crf is None else self.crf
-        latent = encode.video(pixels([recompress(self.image, crf)], start.latent))
+        latent = encode.video(Pixels([recompress(self.image, crf)], start.latent))
         frame = _from_start(self.frame, start.latent.frames)
         return _with_video(start, image_item(latent, frame, self.strength, self.policy))
 
@@ -131,7 +131,7 @@ class ClipGuide:
         first = clip_start(_from_start(self.frame, start.latent.frames))
         count = min(len(self.frames), start.latent.frames - first)
         if first == 0:
-            latent = encode.video(pixels(self.frames[: timing.snap_frames(count)], start.latent))
+            latent = encode.video(Pixels(self.frames[: timing.snap_frames(count)], start.latent))
             return _with_video(start, LatentIndex(latent, 0, self.strength))
         count = count // timing.TIME_FACTOR * timing.TIME_FACTOR
         if not count:
@@ -139,8 +139,8 @@ class ClipGuide:
                 f"a clip at frame {self.frame} needs at least 8 frames within the target's "
                 f"{start.latent.frames}; give it as images"
             )
-        clip = chain(self.frames[:1], self.frames[:count])
-        latent = encode.video(pixels(clip, start.latent))[:, :, 1:]
+        clip = (self.frames[0], *self.frames[:count])
+        latent = encode.video(Pixels(clip, start.latent))[:, :, 1:]
         return _with_video(start, KeyframeIndex(latent, first, self.strength, clip_frames=count))
 
 
@@ -164,7 +164,7 @@ class ReferenceVideoGuide:
         check_reference_size(clip.height, clip.width, factor)
         kept = list(_subsampled(len(self.frames[: clip.frames]), reference.temporal_factor))
         small = replace(clip, height=clip.height // factor, width=clip.width // factor)
-        latent = encode.video(pixels((self.frames[i] for i in kept), small))
+        latent = encode.video(Pixels([self.frames[i] for i in kept], small))
         item = ReferenceLatent(latent, self.strength, factor, reference.temporal_factor)
         weights = None
         if self.attention_mask is not None:
@@ -237,7 +237,7 @@ class RetakeGuide:
         if not (self.regenerates_video or self.regenerates_audio):
             raise MismatchError("a retake must regenerate the picture, the sound or both")
         region = TemporalRegion(self.start, self.end)
-        video = encode.video(pixels(self.frames[: start.latent.frames], start.latent))
+        video = encode.video(Pixels(self.frames[: start.latent.frames], start.latent))
         video = conform_length(video, timing.latent_frames(start.latent.frames))
         start = replace(start, latent=replace(start.latent, video=video))
         if self.regenerates_video:
@@ -269,16 +269,25 @@ class MaskGuide:
                 f"an inpainting clip and its mask must have the target's {clip.frames} frames, "
                 f"got {len(self.frames)} and {len(self.mask)}"
             )
-        latent = encode.video(pixels(self.frames[: clip.frames], clip))
+        latent = encode.video(Pixels(self.frames[: clip.frames], clip))
         mask = fill_resize(self.mask[: clip.frames, None], clip.height, clip.width)[:, 0]
         regenerated = inpaint_mask(mask.expand(clip.frames, -1, -1)[None])
         return _with_video(start, MaskItem(latent, 1 - regenerated, self.strength))
 
 
-def pixels(frames: Iterable[Tensor], clip: AVLatent) -> Iterator[Tensor]:
-    """Frames (H, W, 3) uint8 as (1, 3, height, width) in [-1, 1] of the clip's size, one by one."""
-    for frame in frames:
-        yield frames_to_video([frame], clip.height, clip.width)[:, :, 0]
+@dataclass(frozen=True)
+class Pixels:
+    """Frames (H, W, 3) uint8 as (1, 3, height, width) in [-1, 1] of the clip's size, one by one.
+
+    They can be gone through again: an encoder that ran out of memory begins anew.
+    """
+
+    frames: Sequence[Tensor] | Tensor
+    clip: AVLatent
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for frame in self.frames:
+            yield frames_to_video([frame], self.clip.height, self.clip.width)[:, :, 0]
 
 
 def _subsampled(count: int, factor: int) -> Iterator[int]:

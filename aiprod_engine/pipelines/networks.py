@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -22,13 +22,18 @@ from ..models.transformer import Transformer
 from ..models.video_vae import PerChannelStatistics
 from ..weights import Info, check_fit, configuration, inspect, load, load_tokenizer
 from ..weights.lora.ic_lora import Reference, merge_references, read_reference
-from ..weights.lora.stack import load_loras
+from ..weights.lora.stack import Strength, load_loras, strength_by_stream
+from ..weights.meta import on_meta
 from ..weights.recipe import LoraUse, Recipe
+from ..weights.swap import AdaptedNetwork
 
 logger = logging.getLogger(__name__)
 
 Files = str | Path | Sequence[str | Path]
-Lora = tuple[str | Path, float]
+Lora = tuple[str | Path, Strength]
+
+# A network that converted more bytes than this for the CPU is not kept for the next stage.
+_KEPT = 1 << 30
 
 CHECKPOINT_KINDS = (
     *("transformer", "text_connector", "video_encoder", "video_decoder"),
@@ -44,6 +49,10 @@ class Networks:
     stays resident between the blocks of a pipeline. Weights go from the mapped file to the device,
     block by block as `policy` (see `memory.residency`) and memory allow. `budget` are the bytes
     that a phase may take, what is free if None; with one, even the CPU holds copies.
+    `check_values` as in a recipe.
+
+    Only a transformer is kept between its stages, as views of its file, and gets other adapters
+    there; its copies stay on the device until another phase needs the room.
     """
 
     files: Mapping[str, Files]
@@ -51,6 +60,10 @@ class Networks:
     dtype: torch.dtype | None = None
     policy: str = "auto"
     budget: float | None = None
+    check_values: bool = True
+    _kept: list[AdaptedNetwork[Residency]] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def of(
@@ -87,10 +100,8 @@ class Networks:
 
     def reference(self, loras: Sequence[Lora]) -> Reference:
         """How IC-LoRAs place reference videos, from their headers."""
-        used = (path for path, strength in loras if strength)
-        return merge_references(
-            read_reference(inspect(path).metadata, Path(path).name) for path in used
-        )
+        used = (Path(use.path) for use in _uses(loras) if use.video or use.audio)
+        return merge_references(read_reference(inspect(path).metadata, path.name) for path in used)
 
     def check(self, kinds: Iterable[str], loras: Sequence[Lora] = ()) -> tuple[str, ...]:
         """Raise if a network of `kinds` is not where it should be, or files do not fit together.
@@ -98,7 +109,7 @@ class Networks:
         Reads headers, and of LoRAs what their keys apply to; returns what could not be checked.
         """
         configs = {kind: configuration(kind, self._files(kind)) for kind in kinds}
-        with torch.device("meta"):
+        with on_meta():
             model = Transformer(configs["transformer"])
         load_loras(loras, {name: t.shape for name, t in model.state_dict().items()})
         lead = {str(self.files[kind]): kind for kind in configs}  # one kind per distinct file
@@ -112,9 +123,11 @@ class Networks:
         files = (found,) if isinstance(found, (str, Path)) else found
         # Gemma keeps its stored dtype: a float32 copy of 12 B weights would not fit.
         dtype = None if kind == "text_encoder" else self.dtype
-        uses = tuple(LoraUse(str(path), strength, strength) for path, strength in loras)
         names = tuple(str(file) for file in files)
-        return Recipe(kind, names, dtype, uses, modalities, residency=self.policy)
+        return Recipe(
+            kind, names, dtype, _uses(loras), modalities,
+            residency=self.policy, check_values=self.check_values,
+        )  # fmt: skip
 
     def recipes(self) -> dict[str, Recipe]:
         """Every network by kind, without adapters."""
@@ -132,41 +145,93 @@ class Networks:
     @contextmanager
     def place(self, need: Need, *recipes: Recipe) -> Iterator[Placed]:
         """Yield the networks of a phase on the device; they are disposed after."""
-        device, held = torch.device(self.device), []
-        free = free_bytes(device) if self.budget is None else self.budget
-        usable = free * (1 - MARGIN)
-        room = usable - need.way(usable - need.least).activations
-
-        def put() -> None:
-            left = room
-            for residency in held:
-                left -= residency.place(device, left)
-
+        held: list[AdaptedNetwork[Residency]] = []
+        is_done = False
         try:
             for recipe in recipes:
-                network = self._load(recipe)
-                is_copy = self.budget is not None
-                held.append(Residency(network, recipe.residency, always_copies=is_copy))
-            placed = Placed(need, held, free)
-            placed.begin(put)
-            placed.free = max(free - placed.weights, 0)
+                held.append(self._network(recipe))
+            placed = self._placed(need, held)
             if need.networks:
                 logger.info("%s", placed.describe())
             yield placed
+            is_done = True
         finally:
-            for residency in held:
-                residency.release()
-                dispose(residency.module)
+            for network in held:
+                self._leave(network, is_done)
 
-    def _load(self, recipe: Recipe) -> nn.Module:
-        loras = [(use.path, use.video) for use in recipe.loras]
-        files = list(recipe.files)
-        return load(recipe.kind, files, "cpu", recipe.dtype, loras, recipe.modalities)
+    def _placed(self, need: Need, held: Sequence[AdaptedNetwork[Residency]]) -> Placed:
+        device, residencies = torch.device(self.device), [network.holder for network in held]
+        free = self._free(residencies)
+        wanted = sum(weights.total for weights in need.networks) + need.ways[0].activations
+        if free * (1 - MARGIN) < wanted and self._evict():
+            free = self._free(residencies)
+        usable = free * (1 - MARGIN)
+        way = need.way(usable)
+
+        def put() -> None:
+            left = usable - way.activations
+            for residency in residencies:
+                residency.place(device, left)
+                left -= residency.placed_bytes
+
+        placed = Placed(need, residencies, free, self._evict)
+        placed.begin(put)
+        placed.settle(max(free - placed.weights, 0), way)
+        return placed
+
+    def _free(self, residencies: Iterable[Residency]) -> float:
+        """Bytes for a phase, those included that its own networks have on the device already."""
+        if self.budget is not None:
+            return self.budget - sum(network.holder.placed_bytes for network in self._kept)
+        own = sum(residency.placed_bytes for residency in residencies)
+        return free_bytes(torch.device(self.device)) + own
+
+    def _network(self, recipe: Recipe) -> AdaptedNetwork[Residency]:
+        """The network of a recipe with its adapters, the one that was kept if there is one."""
+        found = next((n for n in self._kept if n.recipe == recipe.without_loras()), None)
+        if found is not None:
+            self._kept.remove(found)
+        else:
+            if recipe.kind == "transformer":
+                self._drop()
+            is_copy = self.budget is not None
+            found = AdaptedNetwork(
+                recipe, lambda module: Residency(module, recipe.residency, always_copies=is_copy)
+            )
+        found.use(recipe.loras)
+        return found
+
+    def _leave(self, network: AdaptedNetwork[Residency], may_stay: bool) -> None:
+        is_known = self.budget is not None or torch.device(self.device).type == "cuda"
+        if not (may_stay and is_known):
+            network.holder.release()
+        if may_stay and network.recipe.kind == "transformer" and network.own_bytes <= _KEPT:
+            self._kept.append(network)
+            return
+        network.holder.release()
+        dispose(network.module)
+
+    def _evict(self) -> bool:
+        """Take what is kept off the device; whether anything was there."""
+        return sum(network.holder.release() for network in self._kept) > 0
+
+    def _drop(self) -> None:
+        for network in self._kept:
+            network.holder.release()
+            dispose(network.module)
+        self._kept.clear()
 
     def _files(self, kind: str) -> Files:
         if kind not in self.files:
             raise CheckpointError(f"this pipeline needs a file for the {kind}; none was given")
         return self.files[kind]
+
+
+def _uses(loras: Sequence[Lora]) -> tuple[LoraUse, ...]:
+    return tuple(
+        LoraUse(str(path), **strength_by_stream(strength, Path(path).name))
+        for path, strength in loras
+    )
 
 
 def dispose(network: nn.Module) -> None:

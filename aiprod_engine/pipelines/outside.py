@@ -14,19 +14,18 @@ from torch import Tensor
 
 from ..latents.patchify import tokens_of, unpatchify_audio, unpatchify_video
 from ..latents.positions import VideoGrid
+from ..memory.placed import Placed
 from ..models.transformer import Transformer, TransformerConfig
 from ..sampling.loops import Prediction, advance
 from ..sampling.noise import NoiseSource, draw, noiser
 from ..types import Streams, TokenState
 from .stage import (
     LATENT_BINS,
-    Attempt,
     Stage,
     Start,
     denoiser,
     grid_of,
     initial_states,
-    once,
     placed_states,
 )
 
@@ -64,12 +63,12 @@ class OutsideDenoiser:
         *,
         masks: Streams | None = None,
         on_block: Callable[[int], None] | None = None,
-        attempt: Attempt = once,
+        placed: Placed | None = None,
     ) -> None:
         self._grid = grid_of(start.latent)
         self._states = placed_states(model, start).map(_masked, masks or Streams())
         self._noise = draw(noise, self._states, "initial")
-        self._denoise = denoiser(model, self._states, stage, on_block, attempt)
+        self._denoise = denoiser(model, self._states, stage, on_block, placed)
 
     @torch.no_grad()
     def __call__(

@@ -131,8 +131,7 @@ def condition(
     run: Run, clip: AVLatent, guides: Sequence[Guide], reference: Reference = NEUTRAL
 ) -> Start:
     """Block I/A: guides encoded at the size of `clip`."""
-    with encoders(run.networks) as encode:
-        return encode_guides(guides, clip, encode, reference)
+    return encode_guides(guides, clip, encoders(run.networks, clip), reference)
 
 
 def sample(
@@ -145,7 +144,7 @@ def sample(
     with run.networks.place(need, recipe) as placed:
         (model,) = placed.networks
         tell = run.tells(name)
-        return run_stage(model, start, stage, noise, tell, run.on_block, placed.attempt)
+        return run_stage(model, start, stage, noise, tell, run.on_block, placed)
 
 
 def upscale(run: Run, clip: AVLatent) -> AVLatent:

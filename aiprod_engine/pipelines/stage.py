@@ -16,23 +16,19 @@ from ..latents.conditioning import Conditioning, apply_all
 from ..latents.patchify import unpatchify_audio, unpatchify_video
 from ..latents.positions import VideoGrid
 from ..latents.state import audio_state, clear_conditioning, video_state
+from ..memory.placed import Placed
 from ..models.transformer import Transformer, TransformerConfig
 from ..sampling.denoise import Contexts, GuidedDenoiser
 from ..sampling.guidance import Guidance, GuidanceSchedule
 from ..sampling.noise import noise_streams
 from ..types import AVLatent, Streams, TokenState
+from .forward import forward_of
 from .samplers import NEEDS_UNCOND, SAMPLERS, Noise
 
 LATENT_BINS = 16  # 64 mel bands, compressed by 4: every release
 PUBLISHED_LAYERS = 48  # depth of the transformer in 2.0, 2.3 and 2.5
 
 Tell = Callable[[str, Any], None]
-Attempt = Callable[[Callable[[], Any]], Any]  # such as `Placed.attempt`
-
-
-def once(function: Callable[[], Any]) -> Any:
-    """What `function` returns."""
-    return function()
 
 
 def silent(event: str, value: Any) -> None:
@@ -85,19 +81,19 @@ def run_stage(
     noise: Noise,
     tell: Tell = silent,
     on_block: Callable[[int], None] | None = None,
-    attempt: Attempt = once,
+    placed: Placed | None = None,
 ) -> AVLatent:
     """The clip's latents after the stage, float32 on the CPU, conditioning cleared.
 
     `tell` hears "start", "stage", "states" (noised), "step" (StepInfo) and "latent"; `on_block`
-    runs before every block; both may raise to cancel. `attempt` runs each forward.
+    runs before every block; both may raise to cancel. Each forward runs in the way of `placed`.
     """
     tell("start", start)
     tell("stage", stage)
     states = placed_states(model, start)
     states = noise_streams(states, stage.noise_scale, noise.initial)
     tell("states", states)
-    denoise = denoiser(model, states, stage, on_block, attempt)
+    denoise = denoiser(model, states, stage, on_block, placed)
     sampler = partial(SAMPLERS[stage.sampler], **stage.options)
     states = sampler(
         denoise,
@@ -122,41 +118,18 @@ def denoiser(
     states: Streams,
     stage: Stage,
     on_block: Callable[[int], None] | None = None,
-    attempt: Attempt = once,
+    placed: Placed | None = None,
 ) -> GuidedDenoiser:
     """The guided x0 of one run, for states with these masks."""
     device, dtype = _home(model)
     return GuidedDenoiser(
-        _forward(model, states, on_block, attempt),
+        forward_of(model, states, placed, on_block),
         contexts_on(stage.contexts, device),
         at_depth(stage.guidance, model.config.num_layers),
         dtype=dtype,
         batch_passes=stage.batch_passes,
         force_uncond=stage.sampler in NEEDS_UNCOND,
     )
-
-
-def _forward(
-    model: Transformer,
-    states: Streams,
-    on_block: Callable[[int], None] | None,
-    attempt: Attempt,
-):
-    """The model as the denoiser calls it.
-
-    Where the tokens of every sample share one timestep, one is passed and the modulation is
-    computed once: most of a plain text-to-video run.
-    """
-    shared = states.map(lambda s: bool((s.denoise_mask == s.denoise_mask[:, :1]).all()))
-
-    def entry(modality, is_shared):
-        return replace(modality, timesteps=modality.timesteps[:, :1]) if is_shared else modality
-
-    def forward(video, audio, perturbations):
-        video, audio = entry(video, shared.video), entry(audio, shared.audio)
-        return attempt(lambda: model(video, audio, perturbations, on_block))
-
-    return forward
 
 
 def initial_states(config: TransformerConfig, start: Start) -> Streams:

@@ -10,6 +10,8 @@ from torch import Tensor
 from ..errors import SizeError
 from .plan import Span, TilePlan
 
+RunTile = Callable[[Span, Span, Span], Tensor]  # time, row, column -> (B, C, F, H, W)
+
 
 def weighted(spans: Sequence[Span]) -> list[tuple[Span, Tensor]]:
     """Each span of an axis with its mask over the sum of all masks: weights that add up to one.
@@ -23,17 +25,15 @@ def weighted(spans: Sequence[Span]) -> list[tuple[Span, Tensor]]:
     return [(span, span.mask / total[span.target].clamp(min=1e-8)) for span in spans]
 
 
-def blend_tiles(
-    run: Callable[[Tensor], Tensor], x: Tensor, plan: TilePlan, time_weight: Tensor
-) -> Tensor:
-    """Return the sum of `run` over the tiles of `x` (B, C, F, H, W), in float32 at least."""
+def blend_tiles(run: RunTile, plan: TilePlan, time: Span, time_weight: Tensor) -> Tensor:
+    """Return the sum of `run` over the tiles of one group of frames, in float32 at least."""
     height, width = plan.rows[-1].out_stop, plan.columns[-1].out_stop
     columns = weighted(plan.columns)
     total: Tensor | None = None
     for row, row_weight in weighted(plan.rows):
         for column, column_weight in columns:
             weight = time_weight[:, None, None] * row_weight[:, None] * column_weight  # (F, H, W)
-            tile = run(x[:, :, :, row.source, column.source])
+            tile = run(time, row, column)
             if tile.shape[2:] != weight.shape:
                 raise SizeError(
                     f"a tile must come out as {tuple(weight.shape)}, got {tuple(tile.shape[2:])}; "

@@ -79,6 +79,12 @@ class TilePlan:
     def count(self) -> int:
         return len(self.time) * len(self.rows) * len(self.columns)
 
+    @property
+    def largest(self) -> tuple[int, int, int]:
+        """Most that a tile reads along each axis."""
+        axes = (self.time, self.rows, self.columns)
+        return tuple(max(span.stop - span.start for span in axis) for axis in axes)
+
     def describe(self) -> str:
         """One line for the log."""
         return f"{self.count} tiles: {len(self.time)} x {len(self.rows)} x {len(self.columns)}"

@@ -1,7 +1,7 @@
 """Files of the LTX-2 family: recognised from their headers, loaded strictly, never unpickled."""
 
 from .identity.fit import check_fit
-from .identity.identify import identify, inspect
+from .identity.identify import identify, inspect, sniff
 from .identity.info import Info
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "inspect",
     "load",
     "load_tokenizer",
+    "sniff",
 ]
 
 

@@ -12,6 +12,7 @@ from ..models.audio_vae.config import AudioVAEConfig, VocoderConfig
 from ..models.audio_vae.decoder import AudioDecoder
 from ..models.audio_vae.encoder import AudioEncoder
 from ..models.audio_vae.vocoder import vocoder_for
+from ..models.diffusion_vae import DiffusionDecoder, DiffusionDecoderConfig
 from ..models.text.config import TextConnectorConfig
 from ..models.text.connector import TextConnector
 from ..models.text.gemma3 import Gemma3, Gemma3Config
@@ -59,6 +60,13 @@ def _text_vision(source: Source, _: str | None) -> VisionConfig:
     return VisionConfig.from_metadata(source.section)
 
 
+def _video_decoder(source: Source, _: str | None) -> VideoVAEConfig | DiffusionDecoderConfig:
+    is_diffusion = "video_vae_diffusion" in source.info.components
+    return (DiffusionDecoderConfig if is_diffusion else VideoVAEConfig).from_metadata(
+        source.section
+    )
+
+
 def _sectioned(config: type) -> Callable[[Source, str | None], object]:
     return lambda source, _: config.from_metadata(source.section)
 
@@ -66,7 +74,12 @@ def _sectioned(config: type) -> Callable[[Source, str | None], object]:
 COMPONENTS: dict[str, Component] = {
     "transformer": Component(_transformer, Transformer),
     "video_encoder": Component(_sectioned(VideoVAEConfig), VideoEncoder),
-    "video_decoder": Component(_sectioned(VideoVAEConfig), VideoDecoder),
+    "video_decoder": Component(
+        _video_decoder,
+        lambda config: (
+            DiffusionDecoder if isinstance(config, DiffusionDecoderConfig) else VideoDecoder
+        )(config),
+    ),
     "audio_encoder": Component(_sectioned(AudioVAEConfig), AudioEncoder),
     "audio_decoder": Component(_sectioned(AudioVAEConfig), AudioDecoder),
     # bf16 error compounds through about 108 convolutions and is audible.

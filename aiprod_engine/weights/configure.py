@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import CheckpointError, EngineError, UnsupportedConfig
 from .containers.header import Header, short
 from .identity.info import Info
-from .keymap import PARTS, split
+from .keymap import PARTS, rooms
 from .presets import preset
 from .quant.formats import logical_shapes, parse_json
 from .shapes import DERIVE, MAX_LAYERS, Shapes
@@ -36,12 +36,12 @@ _MAX_WIDTH, _MAX_NUMBER = 65_536, 2**31
 
 def component_section(info: Info, header: Header, kind: str) -> dict[str, Any]:
     """Configuration section of `kind` as this file alone describes it."""
-    rooms = split(header.tensors, info.layout, info.prefix or "", info.components)
+    held = rooms(header, info.layout, info.prefix or "", info.components)
     names: dict[str, str] = {}
     for part in PARTS[kind]:
-        if part.component not in rooms:
+        if part.component not in held:
             raise CheckpointError(f"{header.path.name}: holds no {part.component}")
-        names |= rooms[part.component]
+        names |= held[part.component]
     shapes = logical_shapes(header, names)
     with untrusted(header.path.name, kind):
         return section(kind, shapes, stated(header, kind), info.version)
@@ -58,7 +58,8 @@ def section(
         _log.warning(
             "%s: the file has no config; the published values of %s are used", kind, version
         )
-    known = preset(SECTIONS[kind], version)
+    has_diffusion = SECTIONS[kind] == "vae" and "decoder.conv_in_x_t.weight" in shapes
+    known = preset("vae_diffusion" if has_diffusion else SECTIONS[kind], version)
     if kind == "vocoder" and config and ("bwe" in config) != ("bwe" in known):
         known = {}
     nested = (config or {}).get("_class_name") == "CausalDiffusionVAE"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 
 from ..errors import CheckpointError
-from .containers.header import SUFFIXES, Header, read_header, short
+from .containers.header import SUFFIXES, Header, short
+from .containers.read import read_header
 from .quant.formats import parse_json
 
 # Parts of a diffusers folder, in the order in which they are identified.
@@ -79,7 +81,7 @@ def _grouped(paths: Iterable[Path]) -> list[Header]:
         if path in groups.setdefault(key, []):
             raise CheckpointError(f"{path.name} is named twice")
         groups[key].append(path)
-    return [_merged([read_header(path) for path in group]) for group in groups.values()]
+    return [_merged(tuple(map(read_header, group))) for group in groups.values()]
 
 
 def _indexed(index: Path) -> Header:
@@ -94,7 +96,7 @@ def _indexed(index: Path) -> Header:
     for name in names:
         if "/" in name or "\\" in name or ".." in name or Path(name).name != name:
             raise CheckpointError(f"{index.name} names {short(name)}, not a file of its folder")
-    merged = _merged([read_header(index.parent / name) for name in names])
+    merged = _merged(tuple(read_header(index.parent / name) for name in names))
     if missing := sorted(table.keys() - merged.tensors.keys()):
         raise CheckpointError(
             f"{index.name} lists {short(missing[0])}, which no shard holds; fetch the shards again"
@@ -102,7 +104,8 @@ def _indexed(index: Path) -> Header:
     return _with_config(merged, index.parent)
 
 
-def _merged(headers: list[Header]) -> Header:
+@lru_cache(maxsize=16)
+def _merged(headers: tuple[Header, ...]) -> Header:
     if len(headers) == 1:
         return headers[0]
     tensors, metadata, shards = {}, {}, {}
@@ -127,6 +130,10 @@ def _with_config(header: Header, folder: Path) -> Header:
     path = folder / FOLDER_CONFIG
     if not path.is_file():
         return header
-    text = path.read_text(encoding="utf-8", errors="replace")
+    return _configured(header, path.read_text(encoding="utf-8", errors="replace"))
+
+
+@lru_cache(maxsize=16)
+def _configured(header: Header, text: str) -> Header:
     metadata = MappingProxyType({**header.metadata, FOLDER_CONFIG: text})
     return Header(header.path, header.tensors, metadata, header.container, header.shards)

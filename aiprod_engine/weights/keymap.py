@@ -11,9 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 
 from ..errors import CheckpointError
-from .containers.header import short
+from .containers.header import Header, short
 
 TRANSFORMER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
 GEMMA_PREFIXES = ("language_model.model.", "model.language_model.", "model.", "")
@@ -173,6 +175,15 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "text_vision": (Part("text_vision", {"": ""}),),
     "upsampler": (Part("upsampler", {"": ""}),),
 }
+
+
+@lru_cache(maxsize=32)
+def rooms(
+    header: Header, layout: str, prefix: str, components: tuple[str, ...]
+) -> Mapping[str, Mapping[str, str]]:
+    """`split` of a file's keys, done once for all networks that are taken from it."""
+    found = split(header.tensors, layout, prefix, components)
+    return MappingProxyType({room: MappingProxyType(names) for room, names in found.items()})
 
 
 def split(keys: Iterable[str], layout: str, prefix: str, components: Iterable[str]) -> dict:

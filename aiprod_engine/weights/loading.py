@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import CheckpointError
 from .components import COMPONENTS, Component
@@ -14,7 +14,8 @@ from .configure import untrusted
 from .containers.header import short
 from .files import Files
 from .lora.side_path import attach
-from .lora.stack import load_loras
+from .lora.stack import Lora, load_loras
+from .meta import on_meta
 from .quant.formats import MARKER, LayerFormat
 from .quant.fp8 import storage_formats
 from .quant.linear import QuantizedLinear, convert, linear_names, store_in_fp8
@@ -40,7 +41,7 @@ def load(
     files: Files,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
-    loras: Sequence[tuple[str | Path, float]] = (),
+    loras: Sequence[Lora] = (),
     modalities: str | None = None,
     precision: str = STORED,
 ) -> nn.Module:
@@ -55,26 +56,25 @@ def load(
     source = find(kind, files)
     component = COMPONENTS[kind]
     config = _configured(source, modalities)
-    with torch.device("meta"):
+    with on_meta():
         model = component.build(config)
-    names = _matched(model, source, modalities)
-    adapters = load_loras(loras, {name: t.shape for name, t in model.state_dict().items()})
+    shapes = _matched(model, source, modalities)
+    adapters = load_loras(loras, shapes)
     packed = {} if precision == BFLOAT16 else _packed_layers(model, source, component)
     convert(model, packed, scaled_matmul=precision == FP8_MATMUL)
     cast = storage_formats(linear_names(model)) if precision == FP8_STORAGE else {}
-    beside = adapters.modules & (packed.keys() | cast.keys())
+    fused, beside = adapters.split(packed.keys() | cast.keys())
     dtype = torch.float32 if component.float32 else dtype
-    fused = adapters.without(beside)
-    _assign(model, Reader(source, torch.device(device), dtype, fused), names)
+    _assign(model, Reader(source, torch.device(device), dtype, fused), shapes)
     if cast:
         store_in_fp8(model)
-    if beside:
-        attach(model, adapters, compute_dtype(model, dtype), beside)
+    if beside.keys:
+        attach(model, beside, compute_dtype(model, dtype))
     return model.eval().requires_grad_(False)
 
 
-def _matched(model: nn.Module, source: Source, modalities: str | None) -> list[str]:
-    """Names to read; raises if a tensor is missing, unexpected or of another shape."""
+def _matched(model: nn.Module, source: Source, modalities: str | None) -> dict[str, tuple]:
+    """Names to read and their shapes; raises if one is missing, unexpected or of another shape."""
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     layers = source.formats
     found = {name for name, t in source.tensors.items() if not _is_known_companion(name, t, layers)}
@@ -89,7 +89,7 @@ def _matched(model: nn.Module, source: Source, modalities: str | None) -> list[s
                 f"{source.info.name}: {short(name)} of {source.kind} has the shape "
                 f"{stored.shape}, the configuration asks for {shape}"
             )
-    return list(expected)
+    return expected
 
 
 def _sentence(source: Source, verb: str, names: list[str]) -> str:
@@ -111,7 +111,7 @@ def _other_streams(source: Source, modalities: str | None) -> set[str]:
     """Names of the transformer that a single-stream build leaves in the file."""
     if source.kind != "transformer" or modalities in (None, "av", source.info.modalities):
         return set()
-    with torch.device("meta"):
+    with on_meta():
         return set(COMPONENTS["transformer"].build(_configured(source, "av")).state_dict())
 
 
@@ -143,26 +143,34 @@ def _submodule(model: nn.Module, name: str) -> nn.Module | None:
         return None
 
 
-def _assign(model: nn.Module, reader: Reader, names: list[str]) -> None:
+def _assign(model: nn.Module, reader: Reader, names: Iterable[str]) -> None:
     """Fill the model from the files; nothing may be left without data."""
-    linears = {n: m for n, m in model.named_modules() if isinstance(m, QuantizedLinear)}
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    state: dict[str, Tensor] = {}
+    modules = dict(model.named_modules())
     for name in names:
-        layer = name.removesuffix(".weight")
-        if name.endswith(".weight") and layer in linears:
+        path, _, leaf = name.rpartition(".")
+        owner = modules[path]
+        shape = getattr(owner, leaf).shape  # GGUF folds leading axes of one
+        if isinstance(owner, QuantizedLinear) and leaf == "weight":
             packed = reader.packed(name)
-            packed[name] = packed[name].reshape(shapes[name])
-            state |= packed
+            packed[name] = packed[name].reshape(shape)
+            for key, tensor in packed.items():
+                setattr(owner, key.rpartition(".")[2], tensor)
         else:
-            state[name] = reader.parameter(name).reshape(shapes[name])
-    model.load_state_dict(state, strict=True, assign=True)
+            tensor = reader.parameter(name).reshape(shape)
+            is_buffer = leaf in owner._buffers
+            setattr(owner, leaf, tensor if is_buffer else nn.Parameter(tensor, False))
     tensors = [*model.named_parameters(), *model.named_buffers()]
     if left := [name for name, tensor in tensors if tensor.is_meta]:
         raise CheckpointError(_sentence(reader.source, "was left without data for", left))
 
 
 def compute_dtype(model: nn.Module, dtype: torch.dtype | None) -> torch.dtype:
-    """Dtype in which a model with packed layers computes: asked for, or that of its parameters."""
-    floats = (p.dtype for p in model.parameters() if p.is_floating_point())
-    return dtype or next(floats, torch.bfloat16)
+    """Dtype in which a model with packed layers computes: asked for, or that of most parameters.
+
+    Not that of the first: it may be a table, which some releases store in float32.
+    """
+    counts: Counter[torch.dtype] = Counter()
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and parameter.dtype.itemsize > 1:
+            counts[parameter.dtype] += parameter.numel()
+    return dtype or max(counts, key=counts.get, default=torch.bfloat16)

@@ -14,6 +14,8 @@ from torch.nn.modules.conv import _ConvNd
 from ..errors import CheckpointError
 from .containers.gguf_header import BLOCKS
 from .containers.header import short
+from .lora.adapters import tensors_of
+from .lora.stack import LoraSet
 from .quant.dequantize import dequantize
 from .quant.linear import QuantizedLinear
 
@@ -36,6 +38,7 @@ _UNSCALED = (
     "its quantisation scale is missing or was not applied; use a file that holds the scales, "
     "or the bfloat16 one"
 )
+_ALL_THE_SAME = "to use it all the same, switch check_values off where it is loaded"
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,24 @@ def check_plausible(model: nn.Module, what: str = "the network") -> None:
         whole = Probe(probe.name, _whole(model, probe.name), probe.inputs)
         (largest,), (spread,) = _statistics([whole])
         if why := _verdict(whole, largest, spread):
-            raise CheckpointError(f"{what}: {short(probe.name)} {why}")
+            raise CheckpointError(f"{what}: {short(probe.name)} {why}; {_ALL_THE_SAME}")
+
+
+def check_adapters(loras: LoraSet) -> None:
+    """Raise CheckpointError if some of the values of an adapter are no finite numbers."""
+    probes = [
+        Probe(key, _some(tensor), 0)
+        for key, records in loras.records.items()
+        for record in records
+        for tensor in tensors_of(record.adapter)
+    ]
+    for probe, largest in zip(probes, _statistics(probes)[0], strict=True):
+        if not isfinite(largest):
+            files = ", ".join(report.file for report in loras.reports)
+            raise CheckpointError(
+                f"{files}: the adapter of {short(probe.name)} holds values that are no finite "
+                f"numbers: {_DAMAGED}"
+            )
 
 
 def _verdict(probe: Probe, largest: float, spread: float) -> str | None:

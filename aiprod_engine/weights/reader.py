@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -30,10 +32,15 @@ class Reader:
         headers = {id(stored.header): stored.header for stored in source.tensors.values()}
         self._files = {key: MappedFile(header) for key, header in headers.items()}
 
+    def on(self, device: torch.device, adapters: LoraSet) -> Reader:
+        """A reader of the same open files for another device, with other adapters."""
+        other = copy(self)
+        other.device, other.adapters = device, adapters
+        return other
+
     def raw(self, name: str) -> Tensor:
         """The stored tensor, moved as the bytes it is."""
-        stored = self.source.tensors[name]
-        return self._files[id(stored.header)].tensor(stored.key).to(self.device)
+        return self._view(self.source.tensors[name]).to(self.device)
 
     def packed(self, name: str) -> dict[str, Tensor]:
         """The tensors of a quantised layer by name; `name` is that of its weight."""
@@ -56,6 +63,22 @@ class Reader:
             x = self.adapters.fuse(name, x.to(wide))
         return x.to(dtype)
 
+    def is_exact(self, name: str) -> bool:
+        """Whether a network holds what is stored of a tensor, not something rounded from it."""
+        stored = self.source.tensors[name]
+        if stored.format is not None or self._is_shifted(name):
+            return False
+        x = self._view(stored)
+        dtype = self.dtype or _natural(name, x, stored)
+        return x.dtype not in _FP8 and torch.promote_types(x.dtype, dtype) == dtype
+
+    def _view(self, stored: Stored) -> Tensor:
+        return self._files[id(stored.header)].tensor(stored.key)
+
+    def _is_shifted(self, name: str) -> bool:
+        """llama.cpp stores Gemma's norms with the 1 that the network adds already in them."""
+        return self.source.info.layout == "llama.cpp" and name.endswith("norm.weight")
+
     def _values(self, name: str, stored: Stored) -> Tensor:
         if stored.format is None:
             x = self.raw(name)
@@ -67,9 +90,7 @@ class Reader:
                 f"{stored.header.path.name}: {short(name)} is stored as {x.dtype}, "
                 "which means nothing without a quantisation record"
             )
-        # llama.cpp stores Gemma's norms with the 1 that the network adds already in them.
-        is_shifted = self.source.info.layout == "llama.cpp" and name.endswith("norm.weight")
-        return x.float() - 1 if is_shifted else x
+        return x.float() - 1 if self._is_shifted(name) else x
 
 
 def _natural(name: str, x: Tensor, stored: Stored) -> torch.dtype:

@@ -101,8 +101,9 @@ def video_vae(shapes: Shapes, known: Section) -> Section:
     """Widths and block lists of both halves; what a block list cannot show is kept from `known`."""
     shown: Section = {}
     latent = shapes.get("per_channel_statistics.mean-of-means")
-    if known.get("_class_name") == "CausalDiffusionVAE":  # 2.5: nested, only the encoder is ours
-        return shown
+    if known.get("_class_name") == "CausalDiffusionVAE":  # 2.5: nested and always complete
+        # Only some distilled files have these; no config speaks of them.
+        return {"decoder": {"block_gates": "decoder.diff_blocks.0.gate_msa" in shapes}}
     _read(shown, "latent_channels", latent, 0)
     _read(shown, "encoder_base_channels", shapes.get("encoder.conv_in.conv.weight"), 0)
     _read(shown, "decoder_base_channels", shapes.get("decoder.conv_out.conv.weight"), 1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from ..errors import CheckpointError
@@ -13,19 +15,16 @@ from .files import Files, open_headers
 from .identity.fit import check_fit
 from .identity.identify import identify
 from .identity.info import Info
-from .keymap import PARTS, Part, split, take
+from .keymap import PARTS, Part, rooms, take
 from .quant.formats import LayerFormat, layer_formats, logical_shapes
 
 # What a part may be called in `Info.components`.
 _ACCEPTED = {
     "text_encoder": ("gemma3_12b", "gemma4_12b"),
     "text_vision": ("gemma3_12b",),
+    "video_vae": ("video_vae", "video_vae_diffusion"),
     "upsampler": ("spatial_x2", "spatial_x1.5", "spatial_x4", "spatial_x0.75", "temporal_x2"),
 }
-_DIFFUSION_DECODER = (
-    "the diffusion decoder of the 2.5 video VAE is not supported; "
-    "choose the file ltx-2.5-video-vae-conv-bf16.safetensors"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +61,15 @@ class Source:
 
 
 def find(kind: str, files: Files) -> Source:
-    """Choose the files that hold `kind` and describe it; reads headers only."""
+    """Choose the files that hold `kind` and describe it; reads headers only, once per file."""
     if kind not in PARTS:
         raise CheckpointError(f"unknown kind {kind!r}; known: {', '.join(PARTS)}")
-    known = [(header, identify(header)) for header in open_headers(files)]
+    return _find(kind, open_headers(files))
+
+
+@lru_cache(maxsize=32)
+def _find(kind: str, headers: tuple[Header, ...]) -> Source:
+    known = [(header, identify(header)) for header in headers]
     chosen = [(part, *_owner(kind, part, known)) for part in PARTS[kind]]
     used = {id(header): info for _, header, info in chosen}
     check_fit(*used.values())
@@ -73,8 +77,8 @@ def find(kind: str, files: Files) -> Source:
     shapes: dict[str, tuple[int, ...]] = {}
     config: dict[str, Any] | None = None
     for part, header, info in chosen:
-        names = split(header.tensors, info.layout, info.prefix or "", info.components)
-        room = names.get(part.component, {})
+        held = rooms(header, info.layout, info.prefix or "", info.components)
+        room = held.get(part.component, {})
         shapes |= logical_shapes(header, room)
         tensors |= _stored(header, take(part, room))
         config = stated(header, kind) if config is None else config
@@ -82,7 +86,7 @@ def find(kind: str, files: Files) -> Source:
     version = lead.version or next((info.version for _, _, info in chosen if info.version), None)
     with untrusted(lead.name, kind):
         described = section(kind, shapes, config, version)
-    return Source(kind, tensors, shapes, described, lead)
+    return Source(kind, MappingProxyType(tensors), MappingProxyType(shapes), described, lead)
 
 
 def _stored(header: Header, names: Mapping[str, str]) -> dict[str, Stored]:
@@ -96,8 +100,6 @@ def _stored(header: Header, names: Mapping[str, str]) -> dict[str, Stored]:
 def _owner(kind: str, part: Part, known: list[tuple[Header, Info]]) -> tuple[Header, Info]:
     """The one file that holds `part`; for connectors the transformer's file wins."""
     names = set(_ACCEPTED.get(part.component, (part.component,)))
-    if kind == "video_encoder":  # convolutional in every version
-        names.add("video_vae_diffusion")
     owners = [(header, info) for header, info in known if names & set(info.components)]
     if len(owners) > 1 and part.component == "connectors":
         owners = [pair for pair in owners if "transformer" in pair[1].components] or owners
@@ -113,8 +115,6 @@ def _absent(kind: str, part: Part, known: list[tuple[Header, Info]]) -> str:
     for _, info in known:
         if info.kind == "unsupported_ltxv":
             return f"{info.name}: {info.notes[0]}"
-        if kind == "video_decoder" and "video_vae_diffusion" in info.components:
-            return f"{info.name}: {_DIFFUSION_DECODER}"
     held = "; ".join(
         f"{info.name} is {info.kind} ({' '.join(info.components) or 'nothing known'})"
         for _, info in known

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from ..models.text.tokenizer import Tokenizer
-from .containers.header import MAX_PAYLOAD, read_bytes
+from .containers.read import MAX_PAYLOAD, read_bytes
 from .files import TOKENIZER_FILES, Files, open_headers
 
 _READERS: dict[str, Callable[[bytes], Tokenizer]] = {

@@ -1,13 +1,12 @@
 """Every node explains itself: help page, tooltips, German texts; every workflow has a picture."""
 
-import ast
 import json
 import re
-from functools import cache
 from pathlib import Path
 
 import pytest
 from graphs import GRAPHS
+from messages import sentences
 from PIL import Image
 from thumbnails import DIAGRAMS
 from workflow_form import input_definitions, is_widget
@@ -23,19 +22,6 @@ LONGEST_PAGE = 50  # lines: one screen
 @pytest.fixture(scope="session")
 def own_nodes(object_info) -> dict:
     return {name: info for name, info in object_info.items() if name.startswith("AIPROD")}
-
-
-@cache
-def sentences() -> str:
-    """All text in the source of nodes and engine; f-strings are split at their values."""
-    files = [*(ROOT / "nodes").glob("*.py"), *(ROOT / "aiprod_engine").rglob("*.py")]
-    strings = [
-        node.value
-        for file in files
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    ]
-    return "\n".join(strings)
 
 
 def test_every_node_has_a_help_page_and_no_page_is_left_over(own_nodes):

@@ -4,27 +4,11 @@ import json
 from itertools import product
 
 import pytest
-from graphs import GRAPHS
-from shipped import FRAMES, HEIGHT, WIDTH, small
+from shipped import FRAMES, HEIGHT, WIDTH
 
 from aiprod_engine import timing
-from workflows import FOLDER
-
 pytestmark = [pytest.mark.host, pytest.mark.browser]
 
-NAMES = [graph.name for graph in GRAPHS]
-PLAYERS = {"audioUI", "video-preview"}
-UNKNOWN_NODES = """() => app.graph._nodes.map(node => node.type)
-    .filter(type => !LiteGraph.registered_node_types[type] && !type.endsWith("Note"))"""
-OVERLAPS = """() => {
-    const title = LiteGraph.NODE_TITLE_HEIGHT
-    const covers = (a, b) =>
-        a.pos[0] < b.pos[0] + b.size[0] && b.pos[0] < a.pos[0] + a.size[0] &&
-        a.pos[1] - title < b.pos[1] + b.size[1] && b.pos[1] - title < a.pos[1] + a.size[1]
-    const nodes = app.graph._nodes
-    return nodes.flatMap((a, i) => nodes.slice(i + 1).filter(b => covers(a, b))
-        .map(b => `${a.title} / ${b.title}`))
-}"""
 ADD = """([type, values]) => {
     app.graph.clear()
     const node = LiteGraph.createNode(type)
@@ -37,80 +21,6 @@ ADD = """([type, values]) => {
 }"""
 WIDGETS = "() => Object.fromEntries(app.graph._nodes[0].widgets.map(w => [w.name, w.value]))"
 SAVED_VALUES = "() => app.graph._nodes[0].serialize().widgets_values"
-WATCH = """async () => {
-    const { api } = await import("/scripts/api.js")
-    window.seen = []
-    for (const type of ["progress", "executed", "execution_error", "execution_success"])
-        api.addEventListener(type, event => window.seen.push([type, event.detail]))
-}"""
-
-
-def ui_form(name: str) -> dict:
-    return json.loads((FOLDER / f"{name}.json").read_text())
-
-
-def api_form(name: str) -> dict:
-    return json.loads((FOLDER / "api" / f"{name}.json").read_text())
-
-
-def inputs(prompt: dict) -> dict:
-    """Class and inputs of each node, without the players that the page adds to the host's own."""
-    return {
-        key: (node["class_type"], {k: v for k, v in node["inputs"].items() if k not in PLAYERS})
-        for key, node in prompt.items()
-    }
-
-
-def test_the_template_browser_lists_the_workflows(opened, client):
-    assert set(NAMES) <= set(client.get("/api/workflow_templates")["aiprod"])
-    opened.run("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-    dialog = opened.page.get_by_role("dialog")
-    dialog.wait_for(timeout=20_000)
-    dialog.get_by_text("aiprod").first.click(timeout=20_000)
-    template = dialog.get_by_text("text_to_video_hq", exact=True).first
-    template.wait_for(timeout=20_000)
-    opened.screenshot("templates")
-    template.click()
-    dialog.wait_for(state="hidden", timeout=20_000)
-    assert len(opened.prompt()) == len(api_form("text_to_video_hq"))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_workflow_loads_and_would_be_queued_as_its_api_file(name, opened):
-    opened.load(ui_form(name))
-    assert opened.run(UNKNOWN_NODES) == []
-    assert inputs(opened.prompt()) == inputs(api_form(name))
-    assert opened.run(OVERLAPS) == []
-    opened.run("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-    opened.screenshot(name)
-
-
-def test_a_workflow_runs_from_the_page(opened, client, running_host):
-    wanted = small("text_to_video", "2.3")
-    opened.load(ui_form("text_to_video"))
-    opened.run(
-        """inputs => app.graph._nodes.forEach(node => node.widgets?.forEach(widget => {
-            const value = inputs[node.id]?.inputs[widget.name]
-            if (value !== undefined && !Array.isArray(value)) widget.value = value
-        }))""",
-        wanted,
-    )
-    assert inputs(opened.prompt()) == inputs(wanted)
-    opened.run(WATCH)
-    opened.run("async () => { await app.queuePrompt(0, 1) }")
-    opened.page.wait_for_function(
-        "() => window.seen.some(([type]) => type.startsWith('execution_'))", timeout=120_000
-    )
-    seen = opened.run("() => window.seen")
-    assert [event for event in seen if event[0] == "execution_error"] == []
-    progress = [detail["value"] for kind, detail in seen if kind == "progress"]
-    assert progress, "no progress arrived"
-    outputs = [detail["output"] for kind, detail in seen if kind == "executed"]
-    result = next(output["images"][0] for output in outputs if "images" in output)
-    saved = running_host.base / "output" / result["subfolder"] / result["filename"]
-    assert saved.stat().st_size > 0
-    opened.page.wait_for_selector("video", state="attached", timeout=20_000)
-    opened.screenshot("queued")
 
 
 @pytest.mark.parametrize(
@@ -158,14 +68,25 @@ def test_lines_of_text_are_neither_saved_nor_queued(opened):
     opened.run("() => app.graph._nodes[0].onExecuted({ text: ['one', 'two'] })")
     assert opened.run(WIDGETS)["result"] == "one\ntwo"
     assert len(opened.run(SAVED_VALUES)) == 2
-    ((_, queued),) = inputs(opened.prompt()).values()
-    assert set(queued) == {"file", "fits_with"}
+    (queued,) = opened.prompt().values()
+    assert set(queued["inputs"]) == {"file", "fits_with"}
 
 
 def test_every_family_has_a_colour(opened, object_info):
     own = [name for name in object_info if name.startswith("AIPROD")]
     plain = {n for n in own if not opened.run("type => LiteGraph.createNode(type).color", n)}
     assert {object_info[name]["category"] for name in plain} <= {"AIPROD/interop"}
+
+
+def test_wires_have_the_colours_of_the_hosts_own(opened, object_info):
+    opened.run(ADD, ["AIPRODEmptyLatent", {}])
+    kinds = {kind for info in object_info.values() for kind in info["output"]}
+    own = [kind for kind in kinds if str(kind).startswith("AIPROD_")]
+    assert own
+    for kind in own:
+        assert opened.run("kind => LGraphCanvas.link_type_colors[kind]", kind), kind
+        style = "kind => getComputedStyle(document.documentElement).getPropertyValue(kind)"
+        assert opened.run(style, f"--color-datatype-{kind}"), kind
 
 
 def test_help_pages_and_translations_reach_the_page(opened, object_info):
@@ -178,5 +99,4 @@ def test_help_pages_and_translations_reach_the_page(opened, object_info):
 
 def test_no_script_of_this_pack_complains(opened):
     """Last in this file: the console of everything above."""
-    own = [error for error in opened.errors if "/extensions/aiprod" in "".join(error)]
-    assert own == []
+    assert opened.own_errors() == []

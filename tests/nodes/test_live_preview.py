@@ -8,6 +8,7 @@ from importlib import import_module
 import pytest
 import torch
 from host_client import HostClient, PromptInterrupted
+from loaded_pack import on_device
 from PIL import Image
 from shipped import small, with_host_sampler
 from tiny_checkpoint import FILES
@@ -15,18 +16,6 @@ from tiny_checkpoint import FILES
 pytestmark = pytest.mark.host
 
 PICTURE, TEXT = 1, 3  # binary messages of the host
-
-
-@pytest.fixture(scope="module")
-def previewing(models, tmp_path_factory):
-    """A second host, on which the user has switched previews on."""
-    from host import make_base, run_host
-
-    base = make_base(tmp_path_factory.mktemp("previewing"))
-    for file in models.glob("*/*.safetensors"):
-        (base / "models" / file.relative_to(models)).symlink_to(file)
-    with run_host(base, extra=("--preview-method", "latent2rgb")) as running:
-        yield running
 
 
 def node_of(prompt, class_type):
@@ -216,12 +205,36 @@ def test_a_fit_that_fails_is_logged_and_the_run_goes_on(
     rooms, parts, previews_on, sample, monkeypatch, caplog
 ):
     def broken(*given):
-        raise RuntimeError("out of memory")
+        raise RuntimeError("no such kernel")
 
     rooms["preview"]._maps.clear()
     monkeypatch.setattr(rooms["preview"], "fit_latent_to_rgb", broken)
     assert sample(video_vae=parts[2]).result[0].video is not None
-    assert "no live preview: out of memory" in caplog.text
+    assert "no live preview: no such kernel" in caplog.text
+
+
+@pytest.mark.parametrize("times", [1, 10])
+def test_a_fit_that_runs_out_of_memory_goes_on_with_less_or_without(
+    times, rooms, parts, previews_on, sample, monkeypatch, caplog
+):
+    fit, seen = rooms["preview"].fit_latent_to_rgb, []
+
+    def failing(*given):
+        seen.append(1)
+        if len(seen) <= times:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return fit(*given)
+
+    rooms["preview"]._maps.clear()
+    monkeypatch.setattr(rooms["preview"], "fit_latent_to_rgb", failing)
+    caplog.set_level("INFO")
+    assert sample(video_vae=parts[2]).result[0].video is not None
+    assert "fit preview: needs " in caplog.text
+    assert "fit preview ran out of memory; going on with" in caplog.text
+    sentence = "no live preview: fit preview must fit into memory"
+    assert (sentence in caplog.text) == (times == 10)
+    assert "disconnect video_vae" in caplog.text or times == 1
+    assert len(rooms["preview"]._maps) == (times == 1)
 
 
 def test_cancel_during_the_fit_is_a_cancel(rooms, parts, previews_on, sample):
@@ -234,7 +247,7 @@ def test_cancel_during_the_fit_is_a_cancel(rooms, parts, previews_on, sample):
 
 def test_cancel_stops_before_the_next_block(rooms, parts, sample):
     visited = []
-    with rooms["host"].on_device(parts[0].transformer) as (transformer,):
+    with on_device(rooms["host"], parts[0].transformer) as (transformer,):
         blocks = list(transformer.transformer_blocks)
 
     def cancel_in_the_second(index):

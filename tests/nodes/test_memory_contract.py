@@ -2,9 +2,11 @@
 
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
+from loaded_pack import on_device
 
 pytestmark = pytest.mark.host
 
@@ -26,43 +28,45 @@ def recipe(host, models):
 
 
 def use(host, recipe) -> torch.Tensor:
-    with host.on_device(recipe) as (decoder,):
+    with on_device(host, recipe) as (decoder,):
         latent = torch.zeros(1, decoder.config.latent_channels, 1, 2, 2)
         return decoder(latent)
 
 
 def test_weights_survive_a_second_load(host, recipe):
     first = use(host, recipe)
-    handle = host._handles[recipe]
+    handle = host._handles.get(recipe)
     assert handle.loaded_size() == handle.model_size() > 0
     assert torch.equal(use(host, recipe), first)
-    assert host._handles[recipe] is handle
+    assert host._handles.get(recipe) is handle
 
 
 def test_eviction_between_two_uses_changes_nothing(host, recipe):
     first = use(host, recipe)
     host.mm.unload_all_models()
-    assert host._handles[recipe].loaded_size() == 0
+    assert host._handles.get(recipe).loaded_size() == 0
     assert torch.equal(use(host, recipe), first)
 
 
 def test_two_networks_are_resident_together(host, recipe):
     other = type(recipe)("video_encoder", recipe.files, recipe.dtype)
-    with host.on_device(recipe, other) as (decoder, encoder):
+    with on_device(host, recipe, other) as (decoder, encoder):
         assert decoder is not encoder
-        sizes = [host._handles[r].loaded_size() for r in (recipe, other)]
+        sizes = [host._handles.get(r).loaded_size() for r in (recipe, other)]
     assert all(sizes)
 
 
-def test_handle_and_network_die_with_the_recipe(host, recipe):
-    use(host, recipe)
-    handle = weakref.ref(host._handles[recipe])
+def test_handle_and_network_die_with_the_last_recipe(host, recipe):
+    own = replace(recipe, origin=None)
+    other = replace(recipe, origin=None)
+    use(host, own)
+    handle = weakref.ref(host._handles.get(own))
     module = weakref.ref(handle().model)
-    del recipe
+    assert host._handles.get(other) is handle()  # equal, though of another loader
+    del own
     gc.collect()
-    # pytest keeps the fixture's value; its own reference is the last one
-    assert handle() is None or len(gc.get_referrers(handle())) > 0
-    host._handles.clear()
+    assert module() is not None
+    del other
     gc.collect()
     assert handle() is None
     assert module() is None

@@ -1,10 +1,13 @@
 """Plan, Residency and Precision as users meet them, and memory that ends while a node computes."""
 
 import weakref
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
 import torch
+from goldens import ROOT
+from loaded_pack import on_device
 
 pytestmark = pytest.mark.host
 
@@ -51,19 +54,58 @@ def clip(module):
     return module("aiprod_engine.types").AVLatent(video, audio, 9, 64, 96, 24.0, "2.3")
 
 
-def sample(run, parts, latent):
+def sample(run, parts, latent, **more):
     positive, _ = run("EncodePrompt", text_encoder=parts["text_encoder"], text="A fox.")
     (guider,) = run("Guider", positive=positive)
     sigmas = torch.tensor([1.0, 0.5, 0.0])
     (done,) = run("Sampler", model=parts["model"], guider=guider, sigmas=sigmas, latent=latent,
-                  sampler="euler", seed=1)  # fmt: skip
+                  sampler="euler", seed=1, **more)  # fmt: skip
     return done.video
+
+
+WRITING = {"text": "a fox", "max_tokens": 32, "temperature": 0.7, "top_k": 50, "seed": 3}
+PICTURE = torch.linspace(0, 1, 64 * 96 * 3).view(1, 64, 96, 3)
+SOUND = {"waveform": torch.linspace(-1, 1, 6000).expand(1, 2, -1), "sample_rate": 16_000}
+
+
+def seeing(payload):
+    """The payload with an encoder that has the vision tensors."""
+    file = ROOT / "text/files/comfy_single/tiny_gemma_comfy.safetensors"
+    return replace(payload, encoder=replace(payload.encoder, files=(str(file),)))
+
+
+def ids(written):
+    """The text as a tensor of its characters."""
+    return torch.tensor([ord(sign) for sign in written[0]])
 
 
 WORK = {
     "encode prompt": (
         "nodes.text", "hidden_states",
         lambda run, p, _: run("EncodePrompt", text_encoder=p["text_encoder"], text="A")[0].video,
+    ),
+    "connect prompt": (
+        "nodes.text", "contexts",
+        lambda run, p, _: run("EncodePrompt", text_encoder=p["text_encoder"], text="A")[0].video,
+    ),
+    "write prompt": (
+        "nodes.text", "write",
+        lambda run, p, _: ids(run("EnhancePrompt", text_encoder=p["text_encoder"], **WRITING)),
+    ),
+    "look at the picture": (
+        "nodes.text", "look_at",
+        lambda run, p, _: ids(run("EnhancePrompt", text_encoder=seeing(p["text_encoder"]),
+                                  image=PICTURE, **WRITING)),
+    ),
+    "encode guides": (
+        "nodes.encode", "encode_frames",
+        lambda run, p, _: run("EncodeVideo", images=PICTURE.expand(9, -1, -1, -1),
+                              video_vae=p["video_vae"], fps=24.0)[0].video,
+    ),
+    "encode sound": (
+        "nodes.encode", "encode_track",
+        lambda run, p, clip: run("EncodeAudio", audio=SOUND, audio_vae=p["audio_vae"],
+                                 latent=clip)[0].audio,
     ),
     "sample": ("aiprod_engine.models.transformer:Transformer", "forward", None),
     "upsample": (
@@ -127,6 +169,45 @@ def test_memory_that_is_not_there_is_one_sentence_and_frees_all(phase, module):
     assert not host.mm.current_loaded_models
 
 
+@pytest.mark.parametrize(
+    ("name", "guide", "where"),
+    [
+        ("encode guides", "ImageGuide", "encode_video"),
+        ("encode guides", "ReferenceVideoGuide", "encode_video"),
+        ("encode sound", "AudioTrackGuide", "encode_sound"),
+        ("encode sound", "ReferenceAudioGuide", "encode_sound"),
+    ],
+)
+def test_memory_may_end_while_a_sampler_encodes_its_guides(
+    name, guide, where, run, parts, empty, module, monkeypatch, caplog
+):
+    guides, sampling = module("aiprod_engine.pipelines.guides"), module("nodes.sampling")
+    frames = (PICTURE[0] * 255).byte()
+    given = {
+        "ImageGuide": frames,
+        "ReferenceVideoGuide": frames.expand(9, -1, -1, -1),
+        "AudioTrackGuide": guides.Sound(SOUND["waveform"][0], 16_000),
+        "ReferenceAudioGuide": guides.Sound(SOUND["waveform"][0], 16_000),
+    }[guide]
+    payload = module("nodes._sockets").GuidesPayload(
+        (getattr(guides, guide)(given),), parts["video_vae"], parts["audio_vae"]
+    )
+    caplog.set_level("INFO")
+    expected = sample(run, parts, empty, guides=payload)
+    assert f"{name}: needs " in caplog.text
+    function, seen = getattr(sampling, where), []
+
+    def failing(*args):
+        seen.append(1)
+        if len(seen) == 1:
+            raise torch.cuda.OutOfMemoryError
+        return function(*args)
+
+    monkeypatch.setattr(sampling, where, failing)
+    assert torch.equal(sample(run, parts, empty, guides=payload), expected)
+    assert f"{name} ran out of memory; going on with" in caplog.text
+
+
 def test_a_video_that_decodes_while_it_is_saved_never_dies(
     run, parts, clip, module, monkeypatch, tmp_path
 ):
@@ -157,8 +238,8 @@ def test_residency_travels_with_the_recipes(policy, run, parts, module):
                          text_encoder=parts["text_encoder"])  # fmt: skip
     for recipe in (model.transformer, encoder.encoder):
         assert recipe.residency == policy
-        with host.on_device(recipe):
-            assert host._handles[recipe].residency.policy == policy
+        with on_device(host, recipe):
+            assert host._handles.get(recipe).residency.policy == policy
     assert parts["model"].transformer.residency == "auto"
 
 
@@ -218,11 +299,20 @@ def test_a_plan_is_shown_and_nothing_is_loaded(client, running_host):
     assert "Plan: peak" in running_host.log_text()
 
 
-def test_a_plan_of_everything_has_a_line_per_phase(run, parts, empty):
+def planned_phases(text):
+    return [line.split("  ")[0] for line in text.splitlines()[1:-1]]
+
+
+def test_a_plan_of_everything_has_a_line_per_phase(run, parts, empty, module, monkeypatch):
     (text,) = run("Plan", latent=empty, free_gib=12.0, **parts)
-    phases = [line.split("  ")[0] for line in text.splitlines()[1:-1]]
-    assert phases == ["encode prompt", "connect prompt", "encode guides", "sample", "upsample",
-                      "sample again", "decode video", "decode audio"]  # fmt: skip
+    phases = ["encode prompt", "connect prompt", "encode guides", "encode sound", "sample",
+              "upsample", "sample again", "decode video", "decode audio"]  # fmt: skip
+    assert planned_phases(text) == phases
+    (text,) = run("Plan", latent=empty, free_gib=12.0, enhance=True, **parts)
+    assert planned_phases(text) == ["write prompt", *phases]
+    monkeypatch.setattr(module("nodes._host"), "preview_side", lambda: 512)
+    (text,) = run("Plan", latent=empty, free_gib=12.0, **parts)
+    assert planned_phases(text) == [*phases[:4], "fit preview", *phases[4:]]
     assert "free 12.00 GiB" in text
     with_guider = run("Plan", latent=empty, guider=guider(run, parts), **parts)[0]
     assert with_guider.endswith("4 evaluations a step")
@@ -245,10 +335,19 @@ def test_little_memory_streams_in_the_plan(run, parts, empty):
     assert "streams: sample" in text
 
 
-def test_a_policy_of_its_own_is_another_network_that_dies_alone(run, parts, module):
+def test_a_policy_of_its_own_is_the_same_network(run, parts, module):
     host = module("nodes._host")
     model = run("Residency", policy="stream", model=parts["model"])[0]
-    with host.on_device(model.transformer):
-        handle = weakref.ref(host._handles[model.transformer])
+    with on_device(host, parts["model"].transformer) as (one,):
+        pass
+    with on_device(host, model.transformer) as (other,):
+        assert other is one
+
+
+def test_another_precision_is_a_network_that_dies_alone(run, parts, module):
+    host = module("nodes._host")
+    model = run("Precision", precision="fp8 storage", model=parts["model"])[0]
+    with on_device(host, model.transformer):
+        handle = weakref.ref(host._handles.get(model.transformer))
     del model
     assert handle() is None

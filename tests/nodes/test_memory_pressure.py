@@ -14,7 +14,7 @@ def handle(pack, node_types, models):
     host = import_module("custom_nodes_x_aiprod.nodes._host")
     recipes = import_module("custom_nodes_x_aiprod.aiprod_engine.weights.recipe")
     file = models / "checkpoints" / "ltx-2.3-22b-dev.safetensors"
-    handle = host.Handle(recipes.Recipe("transformer", (str(file),), torch.float32).load(), CPU)
+    handle = host.Handle(recipes.Recipe("transformer", (str(file),), torch.float32), CPU)
     handle.residency.always_copies = True
     yield handle
     handle.detach()

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import re
 import socket
 import sys
 from pathlib import Path
@@ -81,3 +82,22 @@ def test_a_family_with_a_broken_schema_is_left_out(fresh, node_types, caplog):
         found = node_ids(fresh)
     assert set(node_types) - found == ids_of("upscale")
     assert "upscale" in caplog.text
+
+
+def test_a_family_that_fails_is_explained_with_what_the_package_asks_for(pack, node_types):
+    missing = sys.modules[f"{pack.__name__}.nodes._missing"]
+    project = (ROOT / "pyproject.toml").read_text()
+    assert f'requires-comfyui = ">={missing.OLDEST_HOST}"' in project
+    needed = re.search(r"^dependencies = \[(.*)\]", project, re.MULTILINE)[1]
+    assert set(missing.PACKAGES.values()) == set(re.findall(r'"([\w-]+)', needed))
+    for module, package in missing.PACKAGES.items():
+        error = ModuleNotFoundError(f"No module named '{module}'", name=f"{module}.part")
+        assert f"pip install {package}`" in missing.sentence("decode", error)
+    for error in (
+        ModuleNotFoundError("No module named 'comfy.gone'", name="comfy.gone"),
+        ImportError("cannot import name 'x' from 'av'", name="av"),
+        TypeError("two\nlines."),
+    ):
+        text = missing.sentence("decode", error)
+        assert "update AIPROD, and ComfyUI" in text
+        assert "\n" not in text

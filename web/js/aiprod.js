@@ -35,8 +35,8 @@ const SIZES = {
   AIPRODEmptyLatent: [320, 0],
   AIPRODEncodePrompt: [420, 300],
   AIPRODEnhancePrompt: [420, 480],
-  AIPRODInspectFile: [420, 320],
-  AIPRODPlan: [480, 480],
+  AIPRODInspectFile: [480, 360],
+  AIPRODPlan: [740, 460],
 };
 
 // The same rules as aiprod_engine/timing.py, which has the last word when the prompt is queued.

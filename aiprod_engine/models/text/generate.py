@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import NonFiniteError, SizeError
-from .decoder import AttentionConfig, AttentionTables, DecoderConfig, TextDecoder
+from .decoder import AttentionConfig, AttentionTables, TextDecoder
 from .tokenizer import IMAGE
 
 
@@ -157,12 +157,6 @@ def generate(
             break
         continuation.append(token)
     return written
-
-
-def working_bytes(config: DecoderConfig, length: int, itemsize: int = 2) -> int:
-    """Device bytes beside the layers for `length` tokens in all: the table, keys and values."""
-    cached = sum(2 * kind.kv_heads * kind.head_dim for kind in config.layers)
-    return itemsize * (config.vocab_size * config.width + length * cached)
 
 
 def _embedded(decoder: TextDecoder, ids: Tensor, image: Tensor | None) -> Tensor:

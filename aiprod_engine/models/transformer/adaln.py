@@ -62,6 +62,23 @@ def add_rows(table: Tensor, modulation: Tensor | None, rows: range) -> list[Tens
     return [table[i] + modulation[:, :, i] for i in rows]
 
 
-def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Return x * (1 + scale) + shift."""
-    return x * (1 + scale) + shift
+def row_of_tokens(row: Tensor, levels: Tensor | None, part: slice = slice(None)) -> Tensor:
+    """Return what a row, (B, n, D) or (D,), holds for the tokens of `part`: one for all or each.
+
+    `levels` (B, T) says which of the n every token takes; without it n is 1 or that of the tokens.
+    """
+    if levels is not None:
+        return row.gather(1, levels[:, part, None].expand(-1, -1, row.shape[-1]))
+    return row if row.dim() == 1 or row.shape[1] == 1 else row[:, part]
+
+
+def modulate(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    levels: Tensor | None = None,
+    part: slice = slice(None),
+) -> Tensor:
+    """Return x * (1 + scale) + shift for `x` (B, T, D), the tokens of `part`; rows as above."""
+    x = x * (1 + row_of_tokens(scale, levels, part))
+    return x + row_of_tokens(shift, levels, part)

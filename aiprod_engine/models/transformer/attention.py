@@ -41,16 +41,21 @@ class Attention(nn.Module):
         (B, 1, 1) replaces the result of samples with 0 by the plain values; False does so for all.
         """
         context = x if context is None else context
-        out = v = self.to_v(context)  # (B, S, inner)
-        if keep is not False:
-            q, k = self.q_norm(self.to_q(x)), self.k_norm(self.to_k(context))
-            q, k, values = self._split(q), self._split(k), self._split(v)  # (B, heads, ., head_dim)
-            if rope is not None:
-                q, k = rope.apply(q), (key_rope or rope).apply(k)
-            out = F.scaled_dot_product_attention(q, k, values, attn_mask=mask)
+        if keep is False:
+            out = self.to_v(context)  # (B, S, inner)
+        else:
+            # One after the other: fewer of them lie there together.
+            q = self._split(self.q_norm(self.to_q(x)))  # (B, heads, T, head_dim)
+            q = q if rope is None else rope.apply(q)
+            k = self._split(self.k_norm(self.to_k(context)))
+            k = k if rope is None else (key_rope or rope).apply(k)
+            v = self.to_v(context)  # (B, S, inner)
+            out = F.scaled_dot_product_attention(q, k, self._split(v), attn_mask=mask)
+            del q, k
             out = out.transpose(1, 2).flatten(2)  # (B, T, inner)
             if keep is not True:
                 out = out * keep + v * (1 - keep)
+            del v
         if self.to_gate_logits is not None:
             gates = 2 * torch.sigmoid(self.to_gate_logits(x))  # (B, T, heads)
             out = (out.unflatten(-1, (self.heads, -1)) * gates[..., None]).flatten(2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .adaln import add_rows, modulate
+from .adaln import add_rows, modulate, row_of_tokens
 from .attention import Attention
 from .config import StreamConfig, TransformerConfig
 from .mlp import FeedForward
@@ -21,27 +23,30 @@ _SELF, _FEED_FORWARD, _TEXT = range(3), range(3, 6), range(6, 9)  # shift, scale
 _PROMPT = range(2)  # shift, scale
 _A2V, _V2A = range(2), range(2, 4)  # scale, shift
 _CROSS_GATE = 4
+_GRID = 256  # tokens: parts of a feed-forward are multiples, as the kernels' tiles are
 
 
 @dataclass(frozen=True)
 class CrossInputs:
     """A stream's side of audio-video attention; `gate` belongs to the update *of* this stream.
 
-    `rope` over time only, `scale_shift` (B, T or 1, 4, D), `gate` (B, 1, 1, D).
+    `rope` over time only, `scale_shift` (B, n, 4, D), `gate` (B, 1, 1, D); `levels` as below.
     """
 
     rope: Rope
     scale_shift: Tensor
     gate: Tensor
+    levels: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class StreamInputs:
     """What a stream brings to every block, the same through the whole depth.
 
-    `modulation` (B, T or 1, K, D), `context` (B, L, D), `prompt` (B, 1, 2, D) or None, additive
-    `self_bias` (B, 1, T, T) and `context_bias` (B, 1, 1, L). `cross` is None without a partner; a
-    stream that is not `updated` still serves its partner as context.
+    `modulation` (B, n, K, D) holds rows for every token, one for all, or one per noise level, of
+    which `levels` (B, T) says the token's. `context` (B, L, D), `prompt` (B, 1, 2, D) or None,
+    additive `self_bias` (B, 1, T, T) and `context_bias` (B, 1, 1, L). `cross` is None without a
+    partner; a stream that is not `updated` still serves its partner as context.
     """
 
     rope: Rope
@@ -52,6 +57,7 @@ class StreamInputs:
     self_bias: Tensor | None = None
     cross: CrossInputs | None = None
     updated: bool = True
+    levels: Tensor | None = None
 
 
 class StreamLayers(NamedTuple):
@@ -114,8 +120,12 @@ class Block(nn.Module):
         video: StreamInputs | None,
         audio: StreamInputs | None,
         keep: BlockKeep,
+        parts: int = 1,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Return the residual streams `vx` (B, T, D) and `ax` (B, S, A) after this block."""
+        """Return the residual streams `vx` (B, T, D) and `ax` (B, S, A) after this block.
+
+        The feed-forwards take their tokens in up to `parts` parts, to hold less at a time.
+        """
         video_runs = video is not None and video.updated
         audio_runs = audio is not None and audio.updated
         if video_runs:
@@ -132,10 +142,11 @@ class Block(nn.Module):
                 vx = vx + self._cross_attention(self.audio_to_video_attn, _A2V, v, a, keep.a2v)
             if audio_runs and keep.v2a is not False:
                 ax = ax + self._cross_attention(self.video_to_audio_attn, _V2A, a, v, keep.v2a)
+            del v, a  # what is normalised would lie there through the feed-forward
         if video_runs:
-            vx = self._feed_forward(vx, video, self._layers(""))
+            vx = self._feed_forward(vx, video, self._layers(""), parts)
         if audio_runs:
-            ax = self._feed_forward(ax, audio, self._layers("audio_"))
+            ax = self._feed_forward(ax, audio, self._layers("audio_"), parts)
         return vx, ax
 
     def _layers(self, prefix: str) -> StreamLayers:
@@ -149,8 +160,9 @@ class Block(nn.Module):
         self, x: Tensor, s: StreamInputs, layers: StreamLayers, keep: Keep
     ) -> Tensor:
         shift, scale, gate = add_rows(layers.table, s.modulation, _SELF)
-        query = modulate(self._norm(x), scale, shift)
-        return x + gate * layers.attn1(query, mask=s.self_bias, rope=s.rope, keep=keep)
+        query = modulate(self._norm(x), scale, shift, s.levels)
+        out = layers.attn1(query, mask=s.self_bias, rope=s.rope, keep=keep)
+        return x + row_of_tokens(gate, s.levels) * out
 
     def _text_attention(self, x: Tensor, s: StreamInputs, layers: StreamLayers) -> Tensor:
         if layers.prompt_table is None:  # 2.0: text attention is neither modulated nor gated
@@ -159,21 +171,44 @@ class Block(nn.Module):
         prompt_shift, prompt_scale = add_rows(prompt_table, s.prompt, _PROMPT)
         context = modulate(s.context, prompt_scale, prompt_shift)  # not normalised
         shift, scale, gate = add_rows(layers.table, s.modulation, _TEXT)
-        query = modulate(self._norm(x), scale, shift)
-        return x + gate * layers.attn2(query, context, s.context_bias)
+        query = modulate(self._norm(x), scale, shift, s.levels)
+        out = layers.attn2(query, context, s.context_bias)
+        return x + row_of_tokens(gate, s.levels) * out
 
     def _cross_attention(
         self, attention: Attention, rows: range, query: CrossSide, context: CrossSide, keep: Keep
     ) -> Tensor:
         out = attention(
-            modulate(query.x, *add_rows(query.table, query.inputs.scale_shift, rows)),
-            modulate(context.x, *add_rows(context.table, context.inputs.scale_shift, rows)),
+            _modulated_side(query, rows),
+            _modulated_side(context, rows),
             rope=query.inputs.rope,
             key_rope=context.inputs.rope,
         )
         (gate,) = add_rows(query.table[_CROSS_GATE:], query.inputs.gate, range(1))
         return gate * out if keep is True else gate * out * keep
 
-    def _feed_forward(self, x: Tensor, s: StreamInputs, layers: StreamLayers) -> Tensor:
+    def _feed_forward(
+        self, x: Tensor, s: StreamInputs, layers: StreamLayers, parts: int
+    ) -> Tensor:
         shift, scale, gate = add_rows(layers.table, s.modulation, _FEED_FORWARD)
-        return x + gate * layers.ff(modulate(self._norm(x), scale, shift))
+
+        def gain(part: slice = slice(None)) -> Tensor:
+            out = layers.ff(modulate(self._norm(x[:, part]), scale, shift, s.levels, part))
+            return row_of_tokens(gate, s.levels, part) * out
+
+        if parts == 1:
+            return x + gain()
+        for part in _parts(x.shape[1], parts):
+            x[:, part] += gain(part)  # in place: `x` is a sum of this block's own, nobody else's
+        return x
+
+
+def _modulated_side(side: CrossSide, rows: range) -> Tensor:
+    scale, shift = add_rows(side.table, side.inputs.scale_shift, rows)
+    return modulate(side.x, scale, shift, side.inputs.levels)
+
+
+def _parts(tokens: int, parts: int) -> Iterator[slice]:
+    """Up to `parts` runs of tokens, the same for the same numbers."""
+    length = math.ceil(tokens / parts / _GRID) * _GRID
+    return (slice(i, i + length) for i in range(0, tokens, length))

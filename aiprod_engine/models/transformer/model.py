@@ -64,12 +64,15 @@ class Transformer(nn.Module):
         audio: Modality | None,
         perturbations: Sequence[Sequence[Perturbation]] | None = None,
         on_block: Callable[[int], None] | None = None,
+        feed_forward_parts: int = 1,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return the velocities (B, T, C) of both streams, None for an absent one.
 
         `perturbations` holds one list of records per sample. `on_block` is called with its index
         before every block; raising there cancels the forward. Where all tokens of a sample share
-        one timestep, `timesteps` (B, 1, 1) is enough and the modulation is computed once.
+        one timestep, `timesteps` (B, 1, 1) is enough and the modulation is computed once; where
+        there are n, (B, n, 1) and the `levels` of the tokens are. More `feed_forward_parts` hold
+        less at a time and differ in the last bit, as products of fewer rows may.
         """
         self._check(video, audio)
         vx, v_embedded, v_inputs = self._enter(self.config.video, video, audio)
@@ -78,22 +81,22 @@ class Transformer(nn.Module):
         for index, block in enumerate(self.ready_blocks(self.transformer_blocks)):
             if on_block is not None:
                 on_block(index)
-            vx, ax = block(vx, ax, v_inputs, a_inputs, keep[index])
+            vx, ax = block(vx, ax, v_inputs, a_inputs, keep[index], feed_forward_parts)
         return (
-            self._leave(self.config.video, vx, v_embedded),
-            self._leave(self.config.audio, ax, a_embedded),
+            self._leave(self.config.video, vx, v_embedded, v_inputs),
+            self._leave(self.config.audio, ax, a_embedded, a_inputs),
         )
 
     def _enter(
         self, stream: StreamConfig, own: Modality | None, other: Modality | None
     ) -> tuple[Tensor | None, Tensor | None, StreamInputs | None]:
-        """Return tokens (B, T, D), timestep embedding (B, T, D) and what the blocks need."""
+        """Return tokens (B, T, D), timestep embedding (B, n, D) and what the blocks need."""
         if own is None:
             return None, None, None
         x = self._part(stream, "patchify_proj")(own.tokens)  # (B, T, D)
         if stream.has_keyframe_marker and own.keyframes_mask is not None:
             x = x + (own.keyframes_mask > 0).to(x.dtype) * self.keyframes_abs_pos_embedding
-        t = own.timesteps[..., 0] * self.config.timestep_scale_multiplier  # (B, T)
+        t = own.timesteps[..., 0] * self.config.timestep_scale_multiplier  # (B, n)
         modulation, embedded = self._part(stream, "adaln_single")(t, x.dtype)
         return (
             x,
@@ -107,6 +110,7 @@ class Transformer(nn.Module):
                 self_bias=strength_bias(own.attention_mask, x.dtype),
                 cross=self._cross(stream, own, other),
                 updated=own.enabled and x.shape[1] > 0,
+                levels=own.levels,
             ),
         )
 
@@ -129,7 +133,7 @@ class Transformer(nn.Module):
             return None
         c, dtype = self.config, own.tokens.dtype
         gate_factor = c.av_ca_timestep_scale_multiplier / c.timestep_scale_multiplier
-        own_t = own.timesteps[..., 0] * c.timestep_scale_multiplier  # (B, T)
+        own_t = own.timesteps[..., 0] * c.timestep_scale_multiplier  # (B, n)
         other_t = other.sigma[:, None] * c.timestep_scale_multiplier * gate_factor  # (B, 1)
         scale_shift = getattr(self, f"av_ca_{stream.name}_scale_shift_adaln_single")
         gate = getattr(self, f"av_ca_{stream.update}_gate_adaln_single")
@@ -137,17 +141,22 @@ class Transformer(nn.Module):
             rope=rope_table(own.positions[:, :1], c.cross_rope(), dtype),  # time axis, in seconds
             scale_shift=scale_shift(own_t, dtype)[0],
             gate=gate(other_t, dtype)[0],
+            levels=own.levels,
         )
 
     def _leave(
-        self, stream: StreamConfig, x: Tensor | None, embedded: Tensor | None
+        self,
+        stream: StreamConfig,
+        x: Tensor | None,
+        embedded: Tensor | None,
+        inputs: StreamInputs | None,
     ) -> Tensor | None:
         if x is None:
             return None
         table = self._part(stream, "scale_shift_table").to(x.dtype)
-        shift, scale = (row + embedded for row in table)  # (B, T or 1, D) each
+        shift, scale = (row + embedded for row in table)  # (B, n, D) each
         x = F.layer_norm(x, x.shape[-1:], eps=self.config.norm_eps)
-        return self._part(stream, "proj_out")(modulate(x, scale, shift))
+        return self._part(stream, "proj_out")(modulate(x, scale, shift, inputs.levels))
 
     def _part(self, stream: StreamConfig, name: str) -> nn.Module | nn.Parameter:
         return getattr(self, stream.prefix + name)

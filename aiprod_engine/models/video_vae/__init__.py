@@ -4,10 +4,11 @@ from .config import VideoVAEConfig
 from .decoder import VideoDecoder
 from .encoder import VideoEncoder
 from .statistics import PerChannelStatistics
-from .streaming import stream_decode, stream_encode
+from .streaming import Piece, stream_decode, stream_encode
 
 __all__ = [
     "PerChannelStatistics",
+    "Piece",
     "VideoDecoder",
     "VideoEncoder",
     "VideoVAEConfig",

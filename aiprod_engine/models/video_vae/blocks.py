@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from .config import ResampleConfig, ResStageConfig, Stride
 
+Pointwise = Callable[[Tensor], Tensor]
+
 
 class Modulation(NamedTuple):
     """Shift and scale (C,) after a norm; conditioned decoders only."""
@@ -96,22 +98,64 @@ class Conv(nn.Module):
 
     def window(
         self,
-        before: Tensor,
-        centre: Tensor,
-        after: Tensor,
-        prepare: Callable[[Tensor], Tensor] | None = None,
+        frames: list[Tensor],
+        rows: int | None = None,
+        before: Pointwise | None = None,
+        after: Pointwise | None = None,
     ) -> Tensor:
-        """Return the frame that three successive frames (B, C, 1, H, W) make.
+        """Return the clip (B, C, n, H, W) that n + 2 successive frames (B, C, 1, H, W) make.
 
-        A single conv2d: always the same shape, hence the same bits however a clip is cut.
+        Computed `rows` rows at a time, None: all at once. `before` and `after` act per position, on
+        the frames and on the result. All but the last two frames leave the list, which frees those
+        that nobody else holds before the convolution begins.
         """
-        x = torch.cat((before, centre, after), dim=2)  # (B, C, 3, H, W)
-        if prepare is not None:
-            x = prepare(x)
-        x = self.pad_space(x)
+        height = frames[0].shape[3]
+        if rows is None or rows >= height:
+            return self._stripe(frames, 0, height, before, after)
+        clip: Tensor | None = None
+        for top in range(0, height, rows):
+            stripe = self._stripe(frames, top, min(top + rows, height), before, after)
+            if clip is None:
+                clip = stripe.new_empty(*stripe.shape[:3], height, stripe.shape[4])
+            clip[:, :, :, top : top + rows] = stripe
+        return clip
+
+    def _stripe(
+        self,
+        frames: list[Tensor],
+        top: int,
+        bottom: int,
+        before: Pointwise | None,
+        after: Pointwise | None,
+    ) -> Tensor:
+        """Rows `top` to `bottom` of the result; the picture's border is made at its edges only."""
+        height = frames[0].shape[3]
+        above, below = int(top > 0), int(bottom < height)  # rows of the neighbouring stripes
+        x = torch.cat([f[:, :, :, top - above : bottom + below] for f in frames], dim=2)
+        if not below:
+            del frames[:-2]
+        if before is not None:
+            x = before(x)
+        if above or below:
+            mode = "constant" if self.border else self.padding
+            x, border = F.pad(x, (1, 1, 1 - above, 1 - below, 0, 0), mode=mode), 0
+        else:
+            x, border = self.pad_space(x), self.border
+        y = self._frame(x, border) if x.shape[2] == 3 else self._frames(x, border)
+        del x
+        return y if after is None else after(y)
+
+    def _frame(self, x: Tensor, border: int) -> Tensor:
+        """One frame from a window of three, as a single conv2d.
+
+        Always the same shape, hence the same bits however a clip is cut; and on a CPU several times
+        as fast as a conv3d.
+        """
         weight = self.conv.weight.flatten(1, 2)  # a view: (out, in, 3, 3, 3) -> (out, 3 in, 3, 3)
-        y = F.conv2d(x.flatten(1, 2), weight, self.conv.bias, padding=self.border)
-        return y.unsqueeze(2)
+        return F.conv2d(x.flatten(1, 2), weight, self.conv.bias, padding=border).unsqueeze(2)
+
+    def _frames(self, x: Tensor, border: int) -> Tensor:
+        return F.conv3d(x, self.conv.weight, self.conv.bias, padding=(0, border, border))
 
 
 class ResnetBlock(nn.Module):

@@ -38,7 +38,7 @@ class VideoDecoder(nn.Module):
         super().__init__()
         if config.decoder is None:
             raise UnsupportedConfig(
-                "the diffusion decoder of 2.5 is not supported; use the 2.5 conv VAE file"
+                "this configuration describes a diffusion decoder; build it as DiffusionDecoder"
             )
         self.config = config
         side = config.decoder
@@ -57,6 +57,11 @@ class VideoDecoder(nn.Module):
             self.register_buffer("timestep_scale_multiplier", torch.tensor(1000.0))
             self.last_time_embedder = self._embedder(2, side.last_width)
             self.last_scale_shift_table = nn.Parameter(torch.zeros(2, side.last_width))
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor whose device and dtype are those of the computation."""
+        return self.conv_in.conv.weight
 
     def forward(
         self, latent: Tensor, time: float = DECODE_TIME, noise: Tensor | None = None

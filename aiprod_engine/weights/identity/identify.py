@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from math import prod
+from pathlib import Path
 
+from ...errors import CheckpointError
 from ..containers.header import Header, short
+from ..containers.read import read_header
 from ..files import Files, open_headers
-from ..keymap import split
+from ..keymap import rooms
 from ..quant.formats import layer_formats, logical_shapes, summary
 from .facts import facts
 from .info import Info, generation, ordered
@@ -18,6 +22,8 @@ _EXPECTED = (
     "expected an LTX-2 checkpoint, transformer, VAE, audio VAE, text connectors, upsampler, "
     "Gemma text encoder or LoRA"
 )
+
+_LONG_HEADER = 8_000_000  # bytes; that of a complete checkpoint has 0.9 MB
 
 _CONFIGURED = (
     *("checkpoint", "diffusers_transformer", "video_vae", "audio_vae", "connectors"),
@@ -34,10 +40,33 @@ def inspect(files: Files) -> Info:
     return merged([identify(header) for header in open_headers(files)])
 
 
+def recognize(header: Header) -> Info:
+    """Kind, version and components alone: quick, and nothing is kept of the header."""
+    found = Keys(header)
+    return adapter(found) or _by_components(found)
+
+
+def sniff(path: Path) -> Info | None:
+    """Kind, version and components of one file; None where that cannot be told.
+
+    For looking through folders: headers that would take long are not read.
+    """
+    if not path.is_file():  # opening a pipe would wait for its other end
+        return None
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+        if head[:4] != b"GGUF" and int.from_bytes(head, "little") > _LONG_HEADER:
+            return None
+        return recognize(read_header(path, keep=False))
+    except (CheckpointError, OSError):
+        return None
+
+
+@lru_cache(maxsize=64)
 def identify(header: Header) -> Info:
     """Identify one file or sharded set; tests in the order of the checkpoint page."""
-    found = Keys(header)
-    info = adapter(found) or _by_components(found)
+    info = recognize(header)
     info = replace(info, metadata=header.metadata, name=header.path.name)
     if info.kind == "unknown":
         note = f"{header.path.name}: not a file of the LTX-2 family; {_EXPECTED}"
@@ -100,13 +129,13 @@ def _narrowed(info: Info) -> Info:
 
 def _counted(info: Info, header: Header) -> Info:
     if info.kind == "lora":
-        rooms = {"lora": {key: key for key in header.tensors}}
+        held = {"lora": {key: key for key in header.tensors}}
     else:
-        rooms = split(header.tensors, info.layout, info.prefix or "", info.components)
-    shapes = {room: logical_shapes(header, names) for room, names in rooms.items()}
+        held = rooms(header, info.layout, info.prefix or "", info.components)
+    shapes = {room: logical_shapes(header, names) for room, names in held.items()}
     return replace(
         info,
-        tensors={room: len(names) for room, names in rooms.items()},
+        tensors={room: len(names) for room, names in held.items()},
         parameters={room: sum(map(prod, known.values())) for room, known in shapes.items()},
         facts=facts(shapes),
     )

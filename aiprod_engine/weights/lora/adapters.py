@@ -6,10 +6,10 @@ that it changes, always computed from the pristine weight.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ NOT_BESIDE = (
 # what outlives them is allocated in between; an accelerator wants few launches.
 _CHUNK, _DEVICE_CHUNK = 2 << 20, (256 << 20) // 6
 _LEAST_ROWS = 128  # fewer make a product of high rank slow
+
+T = TypeVar("T")
 
 
 class Adapter(Protocol):
@@ -44,7 +46,7 @@ class Adapter(Protocol):
         """
 
     def low_rank(self) -> tuple[Tensor, Tensor]:
-        """Exact float32 factors (down, up) with delta = up @ down."""
+        """Exact factors (down, up) with delta = up @ down, float32 unless they are stored ones."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,13 +66,13 @@ class LowRank:
         return self.down.shape[0]
 
     def deltas(self, weight: Tensor, chunks: Sequence[slice], out: Tensor) -> Iterator[Tensor]:
-        down, up = (t.to(weight.device, torch.float32) for t in (self.down, self.up))
+        down, up = (_operand(t, weight.device) for t in (self.down, self.up))
         for rows in chunks:
             factor = up[rows] * self.scale
             yield torch.mm(factor, down, out=out[: len(factor)])
 
     def low_rank(self) -> tuple[Tensor, Tensor]:
-        return self.down.float(), self.up.float() * self.scale
+        return self.down, self.up if self.scale == 1 else self.up.float() * self.scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,11 +180,35 @@ class Dora:
         return squares.sqrt() + torch.finfo(torch.float32).eps
 
 
+def with_tensors(part: T, given: Callable[[Tensor], Tensor]) -> T:
+    """An adapter, or a part of one, with every tensor in it replaced by `given(tensor)`."""
+    if isinstance(part, Tensor):
+        return given(part)
+    if isinstance(part, tuple):
+        return tuple(with_tensors(item, given) for item in part)
+    if is_dataclass(part):
+        inner = {f.name: with_tensors(getattr(part, f.name), given) for f in fields(part)}
+        return replace(part, **inner)
+    return part
+
+
+def tensors_of(part: object) -> list[Tensor]:
+    """The tensors in an adapter, in the order in which `with_tensors` replaces them."""
+    found: list[Tensor] = []
+    with_tensors(part, lambda tensor: found.append(tensor) or tensor)
+    return found
+
+
 @torch.no_grad()
-def fuse(weight: Tensor, adapters: Sequence[tuple[Adapter, float]]) -> Tensor:
-    """`weight` + sum of strength * delta in float32, rounded once to the dtype of `weight`."""
+def fuse(
+    weight: Tensor, adapters: Sequence[tuple[Adapter, float]], out: Tensor | None = None
+) -> Tensor:
+    """`weight` + sum of strength * delta in float32, rounded once to the dtype of `weight`.
+
+    Returns `out`, which may be `weight` itself: no row is read after it was written.
+    """
     chunks = _row_chunks(weight, _CHUNK if weight.device.type == "cpu" else _DEVICE_CHUNK)
-    fused = torch.empty_like(weight)
+    fused = torch.empty_like(weight) if out is None else out
     # Two buffers for the whole call: fresh memory per chunk costs more than the arithmetic.
     total, scratch = _buffer(weight, chunks), _buffer(weight, chunks)
     with _exact_products(weight.device):
@@ -196,12 +222,21 @@ def fuse(weight: Tensor, adapters: Sequence[tuple[Adapter, float]]) -> Tensor:
     return fused
 
 
-def stack(adapters: Sequence[tuple[Adapter, float]]) -> tuple[Tensor, Tensor]:
-    """All adapters of one linear as a single pair (down, up) with the strengths in `up`."""
-    pairs = [(adapter.low_rank(), strength) for adapter, strength in adapters]
-    down = torch.cat([down for (down, _), _ in pairs])
-    up = torch.cat([up * strength for (_, up), strength in pairs], dim=1)
-    return down, up
+def stack(
+    adapters: Sequence[tuple[Adapter, float]], dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """All adapters of one linear as a single pair (down, up) with the strengths in `up`.
+
+    Stored factors that need no arithmetic stay views of their file.
+    """
+    downs, ups = [], []
+    for adapter, strength in adapters:
+        down, up = adapter.low_rank()
+        downs.append(down)
+        ups.append(up if strength == 1 else up.float() * strength)
+    if len(adapters) == 1:
+        return downs[0].to(dtype), ups[0].to(dtype)
+    return torch.cat(downs).to(dtype), torch.cat(ups, dim=1).to(dtype)
 
 
 def _row_chunks(weight: Tensor, size: int) -> list[slice]:
@@ -243,8 +278,16 @@ def _inner(part: tuple[Tensor, ...]) -> int:
     return part[0].shape[1] if len(part) == 2 else min(part[0].shape)
 
 
+def _operand(factor: Tensor, device: torch.device) -> Tensor:
+    """float32 in memory of its own: how a factor is aligned may show in the last bit of a product.
+
+    Moved as it is stored, because that is half of the bytes.
+    """
+    return factor.to(device).to(torch.float32, copy=True)
+
+
 def _product(part: tuple[Tensor, ...], device: torch.device) -> Tensor:
-    factors = [t.to(device, torch.float32) for t in part]
+    factors = [_operand(t, device) for t in part]
     return factors[0] if len(factors) == 1 else factors[0] @ factors[1]
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from torch import Tensor
 
 from ...errors import CheckpointError
-from ..containers.header import Header, read_header, short
+from ..containers.header import Header, short
 from ..containers.mapped import MappedFile
+from ..containers.read import read_header
 from .adapters import Adapter, Dora, FullDelta, Kronecker, LowRank
 from .ic_lora import Reference, read_reference
 from .names import ModuleNames, is_text_side, split_key

@@ -54,18 +54,19 @@ def attach(
 
     Earlier adapters of `modules` (default: of the whole model) are dropped, so a swap is one call;
     the weights are neither read nor changed. Bias deltas are not part of the branch: they belong
-    to `LoraSet.fuse`.
+    to `LoraSet.fuse`. What can fail comes first, so that a failure changes nothing.
     """
+    names = loras.modules if modules is None else loras.modules & set(modules)
+    linears = {name: _with_side_path(model, name) for name in names}
+    pairs = {
+        name: [factor.to(linear.weight.device) for factor in loras.low_rank(name, dtype)]
+        for name, linear in linears.items()
+    }
     for name, module in list(model.named_modules()):
         if isinstance(module, SidePath) and (modules is None or name in modules):
             module.set_adapter(None, None)
-    for name in loras.modules if modules is None else loras.modules & set(modules):
-        pair = loras.low_rank(name)
-        if pair is None:
-            continue
-        linear = _with_side_path(model, name)
-        down, up = (factor.to(linear.weight.device, dtype) for factor in pair)
-        linear.set_adapter(down, up)
+    for name, linear in linears.items():
+        linear.set_adapter(*pairs[name])
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -21,6 +21,7 @@ from .names import stream_of
 from .report import LoraReport
 
 Strength = float | Mapping[str, float]
+Lora = tuple[str | Path, Strength] | tuple[str | Path, Strength, bool]
 
 _STREAMS = {"video", "audio"}
 _FUSED_INTO = (torch.float32, torch.bfloat16, torch.float16)
@@ -29,10 +30,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class LoraRecord:
-    """One adapter of one tensor with the strength that its module gets."""
+    """One adapter of one tensor with the strength that its module gets.
+
+    `beside`: whether it runs beside the weight where it could also be fused into it.
+    """
 
     adapter: Adapter
     strength: float
+    beside: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,50 +66,61 @@ class LoraSet:
         records = self.records.get(key)
         if not records:
             return tensor
-        if tensor.dtype not in _FUSED_INTO:
-            raise MismatchError(
-                f"{key} is stored as {tensor.dtype}, adapters are fused into floating point "
-                "weights only; attach them as a side path"
-            )
+        check_fusible(key, tensor.dtype)
         return adapters.fuse(tensor, [(r.adapter, r.strength) for r in records])
 
-    def low_rank(self, module: str) -> tuple[Tensor, Tensor] | None:
-        """float32 (down, up) of all adapters of a module along one rank; None if it has none.
+    def low_rank(self, module: str, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """(down, up) of all adapters of one of `modules` along one rank.
 
         Raises for DoRA, which is no addition to the weight.
         """
-        records = self.records.get(f"{module}.weight")
-        return adapters.stack([(r.adapter, r.strength) for r in records]) if records else None
+        records = self.records[f"{module}.weight"]
+        return adapters.stack([(r.adapter, r.strength) for r in records], dtype)
 
-    def without(self, modules: Collection[str]) -> LoraSet:
-        """The set without the weights of `modules`, which run with a side path instead."""
-        beside = {f"{module}.weight" for module in modules}
-        kept = {key: found for key, found in self.records.items() if key not in beside}
-        return replace(self, records=MappingProxyType(kept))
+    def split(self, packed: Collection[str]) -> tuple[LoraSet, LoraSet]:
+        """(what is fused, what runs beside a weight): the latter for `packed` modules in any case.
 
-    def check_beside(self, modules: Collection[str]) -> None:
-        """Raise if an adapter of `modules` cannot run as a side path; costs nothing."""
-        for module in self.modules.intersection(modules):
-            if any(isinstance(r.adapter, Dora) for r in self.records[f"{module}.weight"]):
-                raise MismatchError(f"{module}: {NOT_BESIDE}")
+        Raises if an adapter cannot run beside its weight; costs nothing.
+        """
+        parts: tuple[dict, dict] = {}, {}
+        for key, records in self.records.items():
+            module, _, leaf = key.rpartition(".")
+            for record in records:
+                beside = leaf == "weight" and (record.beside or module in packed)
+                if beside and isinstance(record.adapter, Dora):
+                    raise MismatchError(f"{module}: {NOT_BESIDE}")
+                parts[beside].setdefault(key, []).append(record)
+        fused, beside = (
+            replace(self, records=MappingProxyType({k: tuple(found) for k, found in part.items()}))
+            for part in parts
+        )
+        return fused, beside
 
     def describe(self) -> str:
         """One line per file: what was applied and what was not."""
         return "\n".join(report.describe() for report in self.reports)
 
 
-def load_loras(
-    files: Iterable[tuple[str | Path, Strength]], shapes: Mapping[str, Sequence[int]]
-) -> LoraSet:
+def check_fusible(key: str, dtype: torch.dtype) -> None:
+    """Raise unless adapters are fused into weights of this dtype."""
+    if dtype not in _FUSED_INTO:
+        raise MismatchError(
+            f"{key} is stored as {dtype}, adapters are fused into floating point "
+            "weights only; attach them as a side path"
+        )
+
+
+def load_loras(files: Iterable[Lora], shapes: Mapping[str, Sequence[int]]) -> LoraSet:
     """Adapters of `files` (path, strength) for a model whose tensors have `shapes` (key -> shape).
 
     A strength is a number, or one per stream: {"video": 1.0, "audio": 0.0}. Strength 0 means
-    absent: the file is not opened. Raises if a file does not fit the model.
+    absent: the file is not opened. A third True lets a file run beside the weights. Raises if a
+    file does not fit the model.
     """
     records: dict[str, list[LoraRecord]] = {}
     loaded: list[LoraFile] = []
-    for path, strength in files:
-        by_stream = _by_stream(strength, Path(path).name)
+    for path, strength, *beside in files:
+        by_stream = strength_by_stream(strength, Path(path).name)
         if not any(by_stream.values()):
             continue
         file = read_lora(path, shapes)
@@ -114,7 +130,7 @@ def load_loras(
         loaded.append(file)
         for key, found in file.adapters.items():
             if factor := by_stream[stream_of(key)]:
-                records.setdefault(key, []).extend(LoraRecord(a, factor) for a in found)
+                records.setdefault(key, []).extend(LoraRecord(a, factor, *beside) for a in found)
     return LoraSet(
         MappingProxyType({key: tuple(found) for key, found in records.items()}),
         tuple(file.report for file in loaded),
@@ -122,7 +138,8 @@ def load_loras(
     )
 
 
-def _by_stream(strength: Strength, file: str) -> dict[str, float]:
+def strength_by_stream(strength: Strength, file: str) -> dict[str, float]:
+    """{"video": ..., "audio": ...} of either spelling; `file` is named in the error."""
     by_stream = strength if isinstance(strength, Mapping) else dict.fromkeys(_STREAMS, strength)
     if set(by_stream) != _STREAMS or not all(isfinite(value) for value in by_stream.values()):
         raise MismatchError(

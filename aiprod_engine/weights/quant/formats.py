@@ -11,7 +11,8 @@ from types import MappingProxyType
 from typing import Any
 
 from ...errors import CheckpointError
-from ..containers.header import Header, TensorInfo, read_bytes, short
+from ..containers.header import Header, TensorInfo, short
+from ..containers.read import read_bytes
 
 FP8 = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
 MAX_RECORD = 65_536  # bytes; published records have 30 to 100

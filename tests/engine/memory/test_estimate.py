@@ -14,13 +14,22 @@ import torch
 
 from aiprod_engine.memory import estimate
 from aiprod_engine.memory.estimate import StreamSize
-from aiprod_engine.models.audio_vae import AudioDecoder, AudioVAEConfig, VocoderConfig, vocoder_for
+from aiprod_engine.models.audio_vae import (
+    AudioDecoder,
+    AudioEncoder,
+    AudioVAEConfig,
+    VocoderConfig,
+    vocoder_for,
+)
 from aiprod_engine.models.text.config import ConnectorConfig, TextConnectorConfig
 from aiprod_engine.models.text.connector import TextConnector
 from aiprod_engine.models.text.gemma3 import Gemma3, Gemma3Config
+from aiprod_engine.models.text.generate import Chat, Continuation
+from aiprod_engine.models.text.vision import Gemma3Vision, VisionConfig
 from aiprod_engine.models.transformer import Transformer, TransformerConfig
 from aiprod_engine.models.upsampler import Upsampler, UpsamplerConfig
 from aiprod_engine.models.video_vae import (
+    Piece,
     VideoDecoder,
     VideoEncoder,
     VideoVAEConfig,
@@ -35,7 +44,8 @@ WITHIN = 0.15  # of the counted peak
 
 
 def name(row):
-    return "-".join(str(v) for v in (row["law"], row["version"], *row["sizes"].values()))
+    sizes = (*row["sizes"].values(), *row.get("piece", {}).values())
+    return "-".join(str(v) for v in (row["law"], row["version"], *sizes))
 
 
 @pytest.mark.parametrize("row", ROWS, ids=name)
@@ -85,7 +95,7 @@ def transformer_config(row):
 
 def stream_sizes(row):
     s = row["sizes"]
-    rest = {"context": s["context"], "is_uniform": s.get("uniform", False)}
+    rest = {"context": s["context"], "levels": s.get("levels")}
     video = StreamSize(s["video"], is_masked=s.get("masked", False), **rest) if s["video"] else None
     return video, StreamSize(s["audio"], **rest) if s["audio"] else None
 
@@ -94,15 +104,18 @@ def modality(config, stream, size, batch, dtype):
     if size is None:
         return None
     width = stream.dim if config.caption_proj_before_connector else config.caption_channels
-    steps = 1 if size.is_uniform else size.tokens
+    levels = None
+    if (size.levels or 1) > 1:
+        levels = torch.arange(size.tokens).remainder(size.levels).expand(batch, -1)
     square = torch.rand(batch, size.tokens, size.tokens) if size.is_masked else None
     return Modality(
         tokens=torch.randn(batch, size.tokens, stream.in_channels, dtype=dtype),
         sigma=torch.full((batch,), 0.5),
-        timesteps=torch.full((batch, steps, 1), 0.5),
+        timesteps=torch.full((batch, size.rows, 1), 0.5),
         positions=torch.rand(batch, len(stream.max_pos), size.tokens, 2),
         context=torch.randn(batch, size.context, width, dtype=dtype),
         attention_mask=square,
+        levels=levels,
     )
 
 
@@ -115,13 +128,14 @@ def prepare_transformer(row):
         modality(config, config.video, video, batch, dtype),
         modality(config, config.audio, audio, batch, dtype),
     )
-    return lambda: model(*inputs)
+    parts = row["sizes"].get("parts", 1)
+    return lambda: model(*inputs, feed_forward_parts=parts)
 
 
 def predict_transformer(row):
-    config, batch = transformer_config(row), row["sizes"]["batch"]
-    video, audio = stream_sizes(row)
-    whole = estimate.transformer(config, video, audio, dtype_of(row).itemsize, batch)
+    config, (video, audio) = transformer_config(row), stream_sizes(row)
+    batch, parts = row["sizes"]["batch"], row["sizes"].get("parts", 1)
+    whole = estimate.transformer(config, video, audio, dtype_of(row).itemsize, batch, parts)
     return whole - sampler_states(config, video, audio)
 
 
@@ -150,6 +164,43 @@ def prepare_gemma(row):
 def predict_gemma(row):
     tokens = row["sizes"]["tokens"]
     return estimate.text_decoder(gemma_config(row), tokens, dtype_of(row).itemsize)
+
+
+def prepare_writer(row):
+    model, s = filled(lambda: Gemma3(gemma_config(row)), dtype_of(row)), row["sizes"]
+    ids = torch.zeros(1, s["chat"], dtype=torch.int64)
+    chat = Chat(ids, torch.ones_like(ids))
+
+    def run():
+        writing = Continuation(model, chat, s["room"])
+        for _ in range(2):
+            writing.append(1)
+
+    return run
+
+
+def predict_writer(row):
+    """Without the table, which computes where it is on the CPU."""
+    config, s, itemsize = gemma_config(row), row["sizes"], dtype_of(row).itemsize
+    whole = estimate.text_writer(config, s["chat"], s["chat"] + s["room"], itemsize)
+    return whole - config.vocab_size * config.width * itemsize
+
+
+def vision_config(row):
+    names = ("width", "intermediate", "image_size", "text_width", "tokens")
+    return VisionConfig(num_layers=2, **{name: row["sizes"][name] for name in names})
+
+
+def prepare_vision(row):
+    config = vision_config(row)
+    with torch.device("meta"):
+        tower = Gemma3Vision(config).to(dtype_of(row))
+        pixels = torch.zeros(1, 3, config.image_size, config.image_size, dtype=dtype_of(row))
+    return lambda: tower(pixels)
+
+
+def predict_vision(row):
+    return estimate.text_vision(vision_config(row), dtype_of(row).itemsize)
 
 
 def connector_config(row):
@@ -219,15 +270,29 @@ def prepare_vae(row):
     stream = stream_decode if law.startswith("decode") else stream_encode
 
     def run():
-        for frame in stream(network, x.unbind(2)):
+        for frame in stream(network, x.unbind(2), Piece(**row.get("piece", {}))):
             del frame
 
     return run
 
 
+def prepare_preview(row):
+    with torch.device("meta"):
+        decoder = VideoDecoder(vae_config(row)).to(dtype_of(row))
+    channels, cells = decoder.config.latent_channels, estimate.PROBE_CELLS
+    shape = (row["sizes"]["probes"], channels, 1, cells, cells)
+    return lambda: decoder(torch.zeros(shape, dtype=dtype_of(row), device="meta"))
+
+
+def predict_preview(row):
+    probe = (1, estimate.PROBE_CELLS, estimate.PROBE_CELLS)
+    one = estimate.decode_untiled(vae_config(row), probe, dtype_of(row).itemsize)
+    return one * row["sizes"]["probes"]
+
+
 def predict_vae(row):
-    law = getattr(estimate, row["law"])
-    return law(vae_config(row), tuple(row["sizes"].values()), dtype_of(row).itemsize)
+    law, itemsize = getattr(estimate, row["law"]), dtype_of(row).itemsize
+    return law(vae_config(row), tuple(row["sizes"].values()), itemsize, **row.get("piece", {}))
 
 
 # Upsampler and sound -----------------------------------------------------------------------------
@@ -268,6 +333,18 @@ def predict_audio(row):
     return estimate.audio_decoder(config, row["sizes"]["latents"], 4)
 
 
+def prepare_listening(row):
+    with torch.device("meta"):
+        model = AudioEncoder(AudioVAEConfig.from_metadata(preset("audio_vae", row["version"])))
+        mel = torch.zeros(1, 2, row["sizes"]["mel"], 64)
+    return lambda: model(mel)
+
+
+def predict_listening(row):
+    config = AudioVAEConfig.from_metadata(preset("audio_vae", row["version"]))
+    return estimate.audio_encoder(config, row["sizes"]["mel"], 4)
+
+
 def prepare_vocoder(row):
     with torch.device("meta"):
         model = vocoder_for(VocoderConfig.from_metadata(preset("vocoder", row["version"])))
@@ -284,9 +361,13 @@ _VAE = SimpleNamespace(prepare=prepare_vae, predict=predict_vae)
 LAWS = {
     "transformer": SimpleNamespace(prepare=prepare_transformer, predict=predict_transformer),
     "text_decoder": SimpleNamespace(prepare=prepare_gemma, predict=predict_gemma),
+    "text_writer": SimpleNamespace(prepare=prepare_writer, predict=predict_writer),
+    "text_vision": SimpleNamespace(prepare=prepare_vision, predict=predict_vision),
     "text_connector": SimpleNamespace(prepare=prepare_connector, predict=predict_connector),
     "upsampler": SimpleNamespace(prepare=prepare_upsampler, predict=predict_upsampler),
     "audio_decoder": SimpleNamespace(prepare=prepare_audio, predict=predict_audio),
+    "audio_encoder": SimpleNamespace(prepare=prepare_listening, predict=predict_listening),
+    "preview": SimpleNamespace(prepare=prepare_preview, predict=predict_preview),
     "vocoder": SimpleNamespace(prepare=prepare_vocoder, predict=predict_vocoder),
     **dict.fromkeys(
         ("decode_untiled", "decode_streamed", "encode_untiled", "encode_streamed"), _VAE

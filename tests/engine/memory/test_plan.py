@@ -7,20 +7,23 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_checkpoint import write_checkpoint
+from tiny_checkpoint import write_checkpoint, write_lora
 
 from aiprod_engine.cli import main
 from aiprod_engine.errors import MismatchError
 from aiprod_engine.memory.plan import Need, Way, Weights, plan
+from aiprod_engine.memory.residency import Residency
 from aiprod_engine.pipelines.networks import Networks
-from aiprod_engine.pipelines.planning import rebuilt_bytes, stored_weights
+from aiprod_engine.pipelines.stored import rebuilt_bytes, stored_weights
 from aiprod_engine.weights import load
+from aiprod_engine.weights.recipe import LoraUse, Recipe
+from aiprod_engine.weights.swap import AdaptedNetwork
 
 BLOCK = 100
 NETWORK = Weights(50, (BLOCK,) * 10)
 PHASES = [
     Need("encode", (Weights(300),), (Way("", 20),)),
-    Need("sample", (NETWORK,), (Way("all at once", 400), Way("one by one", 100))),
+    Need("sample", (NETWORK,), (Way("all at once", 400), Way("one by one", 100, 4))),
 ]
 
 
@@ -42,10 +45,28 @@ def test_everything_stays_where_it_fits():
 
 
 def test_what_does_not_fit_streams_and_the_rest_stays():
-    sample = planned(50 + 700 + 400).phase("sample")
-    assert (sample.resident, sample.streamed) == (5, 5)  # and a ring of two
-    assert sample.weights == 50 + 7 * BLOCK
-    assert sample.way == "all at once"
+    sample = planned(50 + 510 + 400).phase("sample")
+    assert (sample.resident, sample.streamed) == (3, 7)  # and a ring of two
+    assert sample.weights == 50 + 5 * BLOCK
+    # one by one, 4 blocks would stream instead of 7, but four times
+    assert (sample.way, sample.copied) == ("all at once", 7 * BLOCK)
+
+
+def test_a_smaller_way_is_taken_where_it_spares_copies():
+    sample = planned(50 + 1010 + 100).phase("sample")
+    assert (sample.way, sample.resident, sample.copied) == ("one by one", 10, 0)
+    cheap = Need("sample", (NETWORK,), (Way("whole", 400), Way("in parts", 100)))
+    found = planned(50 + 510 + 400, needs=[cheap]).phase("sample")
+    assert (found.way, found.streamed) == ("in parts", 4)
+
+
+def test_ways_that_are_left_begin_with_one_that_fits_and_become_smaller():
+    ways = tuple(Way(name, size) for name, size in (("a", 9), ("b", 12), ("c", 5), ("d", 5)))
+    need = Need("decode", (), ways)
+    assert [w.name for w in need.ways_within(math.inf, ways[0])] == ["a", "c"]
+    assert [w.name for w in need.ways_within(8, ways[0])] == ["c"]
+    assert [w.name for w in need.ways_within(2, ways[0])] == ["c"]
+    assert [w.name for w in need.ways_within(20, ways[1])] == ["b", "c"]
 
 
 def test_the_next_way_is_taken_where_not_even_streaming_helps():
@@ -126,8 +147,8 @@ def published(write_sparse):
 
 def rows(text):
     """Phase -> the rest of its line."""
-    names = ("encode prompt", "connect prompt", "encode guides", "sample", "decode video",
-             "decode audio")  # fmt: skip
+    names = ("write prompt", "encode prompt", "connect prompt", "encode guides", "encode sound",
+             "sample", "decode video", "decode audio")  # fmt: skip
     return {n: line.removeprefix(n) for n in names for line in text.splitlines()
             if line.startswith(n)}  # fmt: skip
 
@@ -136,14 +157,15 @@ def test_command_prints_the_plan_of_published_sizes(published, capsys):
     size = ["--width", "1280", "--height", "704", "--vram"]
     assert main(["plan", *published, *size, "12"]) == 0
     table = rows(capsys.readouterr().out)
-    assert len(table) == 6
+    assert len(table) == 7
     assert "22 of 48" in table["encode prompt"]
     assert "5.91 GiB" in table["connect prompt"]  # 2.31 GB projection, 4.03 GB connectors
     assert " of 48" in table["sample"]
-    assert "frame by frame" in table["decode video"]
-    assert main(["plan", *published, *size, "80"]) == 0
+    assert "8 frames at a time" in table["decode video"]
+    assert main(["plan", *published, *size, "80", "--enhance"]) == 0
     table = rows(capsys.readouterr().out)
     assert "35.37 GiB" in table["sample"]  # 48 x 773 MB and 0.85 GB outside
+    assert "3.07 GiB" in table["write prompt"]  # of which 2.0 GB are the table of embeddings
     assert " of 48" not in table["sample"]
 
 
@@ -180,3 +202,40 @@ def test_packed_weights_count_as_stored_and_their_decoding_as_activations(tmp_pa
     assert after.blocks[1] == before.blocks[1] - count + 4  # half the bytes, and a scale
     assert after.blocks[0] == before.blocks[0]
     assert rebuilt_bytes(Networks.of(packed).recipe("transformer")) == count * (4 + 4 + 2)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("precision", ["as stored", "fp8 storage"])
+def test_adapters_count_where_they_lie(beside, precision, tmp_path):
+    """Beside a weight they stay with it; fused into one they only travel with its block."""
+    path = write_checkpoint(tmp_path / "tiny.safetensors", "2.3")
+    lora = write_lora(tmp_path / "lora.safetensors", "2.3", {})
+    plain = Recipe("transformer", (str(path),), torch.bfloat16, precision=precision)
+    recipe = plain.with_lora(LoraUse(str(lora), 1.0, 1.0, beside))
+    network = AdaptedNetwork(recipe, lambda module: Residency(module, always_copies=True))
+    network.use(recipe.loras)
+    homes, found = network.holder._visits.homes, stored_weights(recipe)
+    assert found.total > stored_weights(plain).total or not (beside or precision != "as stored")
+    assert found.total == pytest.approx(network.holder.total_bytes, rel=0.02)  # alignment
+    for sizes, real in ((found.blocks, [home.nbytes for home in homes]),
+                        (found.travelling, [home.loaded_bytes for home in homes])):  # fmt: skip
+        assert sizes == pytest.approx(real, rel=0.02)
+    assert (found.travelling != found.blocks) == (not beside)
+    off = replace(recipe, loras=(LoraUse(str(lora), 0.0, 0.0, beside),))
+    assert stored_weights(off).total == stored_weights(plain).total
+
+
+def test_sound_alone_counts_its_half(tmp_path):
+    path = write_checkpoint(tmp_path / "tiny.safetensors", "2.3")
+    recipe = Recipe("transformer", (str(path),), torch.bfloat16, modalities="audio")
+    loaded = sum(t.nbytes for t in recipe.load().state_dict().values())
+    assert stored_weights(recipe).total == loaded
+    assert stored_weights(replace(recipe, modalities=None)).total > 2 * loaded
+
+
+def test_what_travels_with_a_block_is_part_of_the_ring():
+    need = Need("sample", (replace(NETWORK, loads=(BLOCK + 50,) * 10),), (Way("", 400),))
+    assert need.least == 50 + 2 * 150
+    sample = planned(50 + 510 + 400, needs=[need]).phase("sample")
+    assert (sample.resident, sample.weights) == (2, 50 + 2 * BLOCK + 2 * 150)
+    assert sample.copied == 8 * 150

@@ -9,11 +9,13 @@ import torch
 from goldens import ROOT as GOLDEN
 from mp4_check import problems, read_movie
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny_checkpoint import write_checkpoint, write_lora, write_upsampler
 from tiny_gemma import write_gemma
 
 from aiprod_engine.cli import main
-from aiprod_engine.generate import command, table
+from aiprod_engine.generate import calls, command, table
 from aiprod_engine.generate.request import Request
 from aiprod_engine.media.mp4 import Sound, write_mp4
 from aiprod_engine.media.tensor_files import load_clip
@@ -124,6 +126,7 @@ def test_sound_alone_becomes_a_wav(files, tmp_path):
         (("--sampler", "dpm"), "sampler must be one of euler"),
         (("--lora", OTHER_LORA), "LoRA targets"),
         (("--lora", OTHER_LORA, "much"), "strength of a LoRA must be a number"),
+        (("--lora", OTHER_LORA, "voice=1"), "is a number, or video=V,audio=A; got 'voice=1'"),
         (("--attention", "2"), "attention strength must lie in [0, 1]"),
         (("--image", "still.png", "900"), "frame index must lie in 0 .. 8"),
         (("--output", "nowhere/clip.mp4"), "folder must exist"),
@@ -143,8 +146,23 @@ def test_the_wrong_text_encoder_is_refused(files, tmp_path, capsys):
     assert "no file holds the text_encoder" in capsys.readouterr().err
 
 
+def test_weights_that_nothing_can_have_trained_are_refused(files, tmp_path, capsys):
+    with safe_open(files / "2.3.safetensors", "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    key = next(k for k in tensors if k.startswith("text_embedding_projection."))
+    tensors[key] = torch.full_like(tensors[key], torch.nan)
+    save_file(tensors, tmp_path / "damaged.safetensors", metadata)
+    words = arguments(files, tmp_path / "clip.mp4", SMALL)
+    words[words.index("--checkpoint") + 1] = str(tmp_path / "damaged.safetensors")
+    assert main(words) == 2
+    assert "damaged.safetensors: 'text_embedding_projection" in capsys.readouterr().err
+    assert request_of(words).networks.check_values
+    assert not request_of([*words, "--no-check-values"]).networks.check_values
+
+
 def test_every_listed_pipeline_can_be_called():
-    assert set(command.PIPELINES) == set(table.PIPELINES)
+    assert set(calls.CALLS) == set(table.PIPELINES)
 
 
 def test_options_become_settings(files, tmp_path):
@@ -153,6 +171,10 @@ def test_options_become_settings(files, tmp_path):
     request = request_of(arguments(files, tmp_path / "clip.mp4", more))
     settings = request.settings
     assert settings.loras == ((str(files / "control.safetensors"), 0.5),)
+    per_stream = ("--lora", "control.safetensors", "video=0.8,audio=-0.5")
+    for given, audio in ((per_stream, -0.5), ((*per_stream[:2], "video=0.8"), 1.0)):
+        other = request_of(arguments(files, tmp_path / "x.mp4", (*SMALL, *given))).settings
+        assert other.loras[0][1] == {"video": 0.8, "audio": audio}
     assert torch.equal(settings.sigmas, schedules.beta(6))
     hq = hq_preset("2.3")
     assert settings.guidance.video == replace(hq.video, stg_blocks=(), skip_step=1)

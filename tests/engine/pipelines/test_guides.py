@@ -9,18 +9,19 @@ from aiprod_engine.latents.conditioning import KeyframeIndex, LatentIndex
 from aiprod_engine.latents.references import ReferenceAudio, ReferenceLatent
 from aiprod_engine.latents.regions import MaskItem, TemporalRegion
 from aiprod_engine.media.mp4 import Sound
-from aiprod_engine.pipelines.encoders import encode_video, encoders
+from aiprod_engine.pipelines.encode import encode_video
+from aiprod_engine.pipelines.encoders import encoders
 from aiprod_engine.pipelines.guides import (
     AudioTrackGuide,
     ClipGuide,
     Encoders,
     ImageGuide,
     MaskGuide,
+    Pixels,
     ReferenceAudioGuide,
     ReferenceVideoGuide,
     RetakeGuide,
     encode_guides,
-    pixels,
 )
 from aiprod_engine.types import AVLatent
 from aiprod_engine.weights.lora.ic_lora import Reference
@@ -225,17 +226,20 @@ def test_a_mask_keeps_what_it_does_not_cover():
             encode_guides([guide], CLIP, ENCODE)
 
 
-def test_encoders_are_loaded_at_first_use_and_disposed(tiny):
-    with encoders(tiny) as encode:
-        latent = encode.video(pixels(frames(9), CLIP))
-        assert latent.shape == (1, 8, 2, 2, 3)
-        sound = encode.audio(Sound(torch.zeros(1, 8000), 16000))
-        assert sound.shape[:2] == (1, 1)
+def test_encoders_come_for_a_guide_and_go_after(tiny, caplog):
+    caplog.set_level("INFO")
+    encode = encoders(tiny, CLIP)
+    assert not caplog.messages
+    latent = encode.video(Pixels(frames(9), CLIP))
+    assert latent.shape == (1, 8, 2, 2, 3)
+    sound = encode.audio(Sound(torch.zeros(1, 8000), 16000))
+    assert sound.shape[:2] == (1, 1)
+    assert [line.partition(":")[0] for line in caplog.messages] == ["encode guides", "encode sound"]
 
 
 def test_streamed_encoding_equals_the_whole_clip(tiny):
     clip = torch.stack([torch.randint(0, 255, (64, 96, 3), dtype=torch.uint8) for _ in range(17)])
     with tiny.use("video_encoder") as encoder:
-        streamed = encode_video(encoder, pixels(clip, CLIP))
-        whole = encoder(torch.stack(list(pixels(clip, CLIP)), dim=2))
+        streamed = encode_video(encoder, Pixels(clip, CLIP))
+        whole = encoder(torch.stack(list(Pixels(clip, CLIP)), dim=2))
     torch.testing.assert_close(streamed, whole, atol=1e-5, rtol=0)

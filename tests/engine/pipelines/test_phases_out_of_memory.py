@@ -3,17 +3,25 @@
 A CPU with a budget plays the device.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
+from goldens import ROOT
 from tiny_checkpoint import write_checkpoint, write_upsampler
 from tiny_gemma import write_gemma
 
 from aiprod_engine.cli import main
+from aiprod_engine.errors import OutOfMemory
 from aiprod_engine.generate import output
+from aiprod_engine.media.mp4 import Sound
 from aiprod_engine.media.tensor_files import load_clip
 from aiprod_engine.models.transformer import Transformer
 from aiprod_engine.models.video_vae.blocks import Conv
-from aiprod_engine.pipelines import prompts, run
+from aiprod_engine.pipelines import encoders, enhance, prompts, run
+from aiprod_engine.pipelines.guides import Pixels
+from aiprod_engine.pipelines.networks import Networks
+from aiprod_engine.types import AVLatent
 
 # phase -> what computes in it, and what a user can change
 PHASES = {
@@ -70,9 +78,9 @@ def expected(files, tmp_path_factory):
     return clip
 
 
-def fail(monkeypatch, phase, calls):
+def fail(monkeypatch, phase, calls, phases=PHASES):
     """Let the given calls of what computes in `phase` run out of memory."""
-    place, name, remedy = PHASES[phase]
+    place, name, remedy = phases[phase]
     function, seen = getattr(place, name), []
 
     def failing(*args, **options):
@@ -96,6 +104,20 @@ def test_the_run_completes_with_less(phase, generate, expected, monkeypatch, tmp
     assert f"{phase} ran out of memory; going on with" in caplog.text
 
 
+@pytest.mark.parametrize(("call", "stage"), [(3, 1), (10, 2)])  # of 8 and 3 steps
+def test_memory_may_end_in_any_step_of_any_stage(
+    call, stage, generate, expected, monkeypatch, tmp_path, caplog
+):
+    caplog.set_level("INFO")
+    fail(monkeypatch, "sample", calls={call})
+    code, clip = generate("--save-latent", str(tmp_path / "clip.latent.safetensors"))
+    assert code == 0
+    assert torch.equal(clip.video, expected.video)
+    messages = [line for line in caplog.messages if line.startswith("sample")]
+    fell_back = [" ran out of memory; " in line for line in messages]
+    assert fell_back == ([False, True, False] if stage == 1 else [False, False, True])
+
+
 @pytest.mark.parametrize("phase", PHASES)
 def test_the_run_stops_with_one_sentence_and_keeps_what_was_sampled(
     phase, generate, monkeypatch, capsys, caplog
@@ -109,6 +131,65 @@ def test_the_run_stops_with_one_sentence_and_keeps_what_was_sampled(
     assert (clip is not None) == (phase in LAST)
     if clip is not None:
         assert "what was sampled is in" in caplog.text
+
+
+# Phases that not every run has --------------------------------------------------------------------
+
+CLIP = AVLatent(None, None, 17, 64, 96, 24.0, "2.3")
+SEEING = ROOT / "text/files/hf_folder"
+PICTURE = torch.arange(64 * 96 * 3).reshape(64, 96, 3).byte()
+OTHERS = {
+    "encode guides": (encoders, "encode_video", "lower width or height"),
+    "encode sound": (encoders, "encode_sound", "lower frames, or give a shorter sound"),
+    "look at the picture": (enhance, "look_at", "give no picture"),
+    "write prompt": (enhance, "write", "lower max_tokens or leave out Enhance Prompt"),
+}
+
+
+def work(files, phase):
+    """What the phase makes: a latent or a text."""
+    networks = Networks.of(files / "2.3.safetensors", SEEING, dtype=torch.float32)
+    networks = replace(networks, budget=1 << 30)
+    if phase in ("look at the picture", "write prompt"):
+        return enhance.enhance(networks, "A fox.", PICTURE, enhance.Writing(max_tokens=8))
+    encode = encoders.encoders(networks, CLIP)
+    if phase == "encode sound":
+        return encode.audio(Sound(torch.linspace(-1, 1, 16000).expand(2, -1), 16000))
+    return encode.video(Pixels(PICTURE.expand(9, -1, -1, -1), CLIP))
+
+
+@pytest.mark.parametrize("phase", OTHERS)
+def test_other_phases_complete_with_less_too(phase, files, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    expected = work(files, phase)
+    assert f"{phase}: needs " in caplog.text
+    fail(monkeypatch, phase, {1}, OTHERS)
+    found = work(files, phase)
+    assert found == expected if isinstance(found, str) else torch.equal(found, expected)
+    assert f"{phase} ran out of memory; going on with" in caplog.text
+
+
+@pytest.mark.parametrize("phase", OTHERS)
+def test_other_phases_stop_with_one_sentence_too(phase, files, monkeypatch):
+    remedy = fail(monkeypatch, phase, range(1, 10_000), OTHERS)
+    with pytest.raises(OutOfMemory, match=f"^{phase} must fit into memory: it needs .*; {remedy}$"):
+        work(files, phase)
+
+
+def test_frames_of_a_guide_are_gone_through_again(files, monkeypatch):
+    """Memory that ends in the middle of a clip costs what was encoded, not the result."""
+    expected = work(files, "encode guides")
+    window, seen = Conv.window, []
+
+    def failing(*args):
+        seen.append(1)
+        if len(seen) == 40:
+            raise torch.cuda.OutOfMemoryError
+        return window(*args)
+
+    monkeypatch.setattr(Conv, "window", failing)
+    assert torch.equal(work(files, "encode guides"), expected)
+    assert len(seen) > 40
 
 
 @pytest.mark.parametrize(("residency", "vram"), [("stream", "4"), ("resident", "4"),

@@ -1,12 +1,17 @@
 """One sampling stage: what it starts from, how it samples, what it leaves."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
 
-from aiprod_engine.errors import MismatchError
+from aiprod_engine.errors import MismatchError, OutOfMemory
 from aiprod_engine.latents.conditioning import KeyframeIndex, LatentIndex
+from aiprod_engine.latents.regions import MaskItem
+from aiprod_engine.memory.placed import Placed
+from aiprod_engine.memory.plan import Need
+from aiprod_engine.pipelines.forward import SamplingWay
 from aiprod_engine.pipelines.samplers import SAMPLERS, Noise
 from aiprod_engine.pipelines.stage import Stage, Start, at_depth, initial_states, run_stage
 from aiprod_engine.sampling.guidance import Guidance, GuidanceSchedule
@@ -60,7 +65,7 @@ class Watched:
         return self.model(video, audio, *rest)
 
 
-def test_a_shared_timestep_is_passed_once(transformer, contexts, small):
+def test_every_noise_level_is_passed_once(transformer, contexts, small):
     stage = Stage(contexts, SIGMAS)
     plain = Watched(transformer)
     one = run_stage(plain, Start(small), stage, Noise.seeded(1))
@@ -69,7 +74,7 @@ def test_a_shared_timestep_is_passed_once(transformer, contexts, small):
     image = LatentIndex(latent(5, 1, 8, 1, 2, 3), strength=0.7)
     conditioned = Watched(transformer)
     run_stage(conditioned, Start(small, (image,)), stage, Noise.seeded(1))
-    assert set(conditioned.seen) == {(12, 1)}
+    assert set(conditioned.seen) == {(2, 1)}
 
     # strength 0 leaves every token at the schedule's sigma, but the token count differs
     appended = Watched(transformer)
@@ -79,21 +84,90 @@ def test_a_shared_timestep_is_passed_once(transformer, contexts, small):
     assert one.video.isfinite().all()
 
 
-def test_one_timestep_equals_one_per_token(transformer, contexts, small):
-    stage = Stage(contexts, SIGMAS)
+    every = torch.linspace(0, 1, 12).view(1, 2, 2, 3)  # more levels than are worth it
+    masked = Watched(transformer)
+    mask = MaskItem(latent(5, 1, 8, 2, 2, 3), every)
+    run_stage(masked, Start(small, (mask,)), stage, Noise.seeded(1))
+    assert set(masked.seen) == {(12, 1)}
+
+
+@pytest.mark.parametrize("strength", [None, 0.7])
+@pytest.mark.parametrize("batch_passes", [1, 4])
+def test_levels_equal_a_timestep_per_token(strength, batch_passes, transformer, contexts, small):
+    stage = Stage(contexts, SIGMAS, Streams(FULL, FULL), batch_passes=batch_passes)
+    given = () if strength is None else (LatentIndex(latent(5, 1, 8, 1, 2, 3), 0, strength),)
+    start = Start(small, given)
+
+    def each_token(side):
+        rows, tokens = side.tokens.shape[:2]
+        levels = side.levels
+        if levels is None:
+            levels = torch.zeros(rows, tokens, dtype=torch.int64)
+        return replace(side, timesteps=side.timesteps.gather(1, levels[..., None]), levels=None)
 
     def spread(video, audio, *rest):
-        video, audio = (
-            replace(side, timesteps=side.timesteps.expand(-1, side.tokens.shape[1], -1))
-            for side in (video, audio)
-        )
-        return transformer(video, audio, *rest)
+        return transformer(each_token(video), each_token(audio), *rest)
 
     spread.config, spread.get_submodule = transformer.config, transformer.get_submodule
-    once = run_stage(transformer, Start(small), stage, Noise.seeded(1))
-    each = run_stage(spread, Start(small), stage, Noise.seeded(1))
-    torch.testing.assert_close(once.video, each.video, atol=1e-5, rtol=0)
-    torch.testing.assert_close(once.audio, each.audio, atol=1e-5, rtol=0)
+    levels = run_stage(transformer, start, stage, Noise.seeded(1))
+    each = run_stage(spread, start, stage, Noise.seeded(1))
+    torch.testing.assert_close(levels.video, each.video, atol=2e-5, rtol=0)
+    torch.testing.assert_close(levels.audio, each.audio, atol=2e-5, rtol=0)
+
+
+# Where memory ends -------------------------------------------------------------------------------
+
+WAYS = tuple(
+    SamplingWay(f"{passes} at once, {parts} parts", size, 4 // passes, passes, parts)
+    for size, (passes, parts) in zip(
+        (60, 50, 40, 30, 20, 10), product((4, 2, 1), (1, 4)), strict=True
+    )
+)
+
+
+class Failing:
+    """A transformer that runs out of memory with too many samples, or feed-forwards too large."""
+
+    def __init__(self, model, most, least_parts=1):
+        self.model, self.config, self.most, self.least_parts = model, model.config, most, least_parts
+        self.get_submodule, self.seen = model.get_submodule, []
+
+    def __call__(self, video, audio, perturbations, on_block, parts=1):
+        self.seen.append((len(perturbations), parts))
+        if len(perturbations) > self.most or parts < self.least_parts:
+            raise torch.cuda.OutOfMemoryError
+        return self.model(video, audio, perturbations, on_block, parts)
+
+
+def placed_in(*ways):
+    return Placed(Need("sample", (), ways), [])
+
+
+@pytest.mark.parametrize(
+    ("most", "parts", "found"), [(4, 1, (4, 1)), (4, 4, (4, 4)), (2, 1, (2, 1)), (1, 4, (1, 4))]
+)
+def test_a_stage_falls_back_to_the_first_way_that_runs(
+    most, parts, found, transformer, contexts, small, caplog
+):
+    stage = Stage(contexts, SIGMAS, Streams(FULL, FULL), batch_passes=4)
+    expected = run_stage(transformer, Start(small), stage, Noise.seeded(1))
+    model, placed = Failing(transformer, most, parts), placed_in(*WAYS)
+    done = run_stage(model, Start(small), stage, Noise.seeded(1), placed=placed)
+    torch.testing.assert_close(done.video, expected.video, atol=2e-5, rtol=0)
+    torch.testing.assert_close(done.audio, expected.audio, atol=2e-5, rtol=0)
+    assert (placed.way.passes, placed.way.parts) == found
+    failed = [seen for seen in model.seen if seen[0] > most or seen[1] < parts]
+    assert len(failed) == WAYS.index(placed.way)  # it does not try again what did not work
+    assert model.seen[-1] == found
+    if failed:
+        assert f"sample ran out of memory; going on with {placed.way.name}" in caplog.text
+
+
+def test_a_stage_that_no_way_helps_says_so(transformer, contexts, small):
+    stage = Stage(contexts, SIGMAS, Streams(FULL, FULL), batch_passes=4)
+    with pytest.raises(OutOfMemory, match="^sample must fit into memory: it needs .*; lower width"):
+        run_stage(Failing(transformer, 0), Start(small), stage, Noise.seeded(1),
+                  placed=placed_in(*WAYS))  # fmt: skip
 
 
 def test_refining_starts_from_the_given_latents(transformer, contexts, small):

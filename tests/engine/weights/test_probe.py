@@ -1,5 +1,7 @@
 """Weights that no training can have produced are refused; whatever one can leave behind passes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from checkpoint_files import P, checkpoint, read, write
@@ -11,8 +13,8 @@ from torch import nn
 from aiprod_engine.errors import CheckpointError
 from aiprod_engine.weights import load
 from aiprod_engine.weights import probe as probes
-from aiprod_engine.weights.containers.header import read_header
 from aiprod_engine.weights.containers.mapped import MappedFile
+from aiprod_engine.weights.containers.read import read_header
 from aiprod_engine.weights.probe import check_plausible
 from aiprod_engine.weights.quant.formats import layer_formats
 from aiprod_engine.weights.quant.linear import QuantizedLinear
@@ -161,6 +163,16 @@ def test_fp8_without_its_scales_is_refused(stem, tmp_path):
         Recipe("transformer", (str(file),)).load()
     with pytest.raises(CheckpointError, match="scale is missing"):
         Recipe("transformer", (str(file),), torch.bfloat16).load()
+
+
+def test_a_refused_file_loads_with_the_switch_that_the_sentence_names(tmp_path):
+    file = _without_scales("ltx2_23_tiny", tmp_path)
+    recipe = Recipe("transformer", (str(file),))
+    with pytest.raises(CheckpointError, match=r"switch check_values off where it is loaded$"):
+        recipe.load()
+    as_it_is = replace(recipe, check_values=False)
+    assert as_it_is.network != recipe.network  # nobody gets the unchecked one who wants a check
+    assert as_it_is.load().state_dict().keys() == load("transformer", file).state_dict().keys()
 
 
 def test_one_dropped_scale_is_refused_by_the_header(tmp_path):

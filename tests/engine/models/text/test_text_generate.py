@@ -9,13 +9,7 @@ from goldens import Case
 from aiprod_engine.errors import NonFiniteError, SizeError
 from aiprod_engine.memory.residency import Residency
 from aiprod_engine.models.text.gemma3 import Gemma3, Gemma3Config
-from aiprod_engine.models.text.generate import (
-    Chat,
-    Continuation,
-    Sampling,
-    generate,
-    working_bytes,
-)
+from aiprod_engine.models.text.generate import Chat, Continuation, Sampling, generate
 from aiprod_engine.models.text.tokenizer import IMAGE
 
 STEPS = 28  # beyond the window of 24, also counted from the end of the chat
@@ -215,16 +209,6 @@ def test_values_that_are_not_finite_raise(tiny):
     decoder.layers[2].mlp.down_proj.weight[0, 0] = math.inf
     with pytest.raises(NonFiniteError, match="logits must be finite"):
         Continuation(decoder, chat(), 1)
-
-
-def test_working_bytes_count_the_table_and_the_cache(tiny):
-    decoder = tiny()
-    run = Continuation(decoder, chat(length=31), 9)
-    held = run._table.nbytes + sum(c.keys.nbytes + c.values.nbytes for c in run._caches)
-    assert working_bytes(decoder.config, 40, itemsize=4) == held
-    # published sizes: 2.0 GB of table and 403 MB for 1024 tokens
-    full = Gemma3Config.from_metadata({})
-    assert working_bytes(full, 1024) == 262_208 * 3840 * 2 + 402_653_184
 
 
 # Sampling

@@ -170,3 +170,63 @@ def test_wrong_inputs_are_named(case, load_transformer, streams_of):
         video_only = Transformer(model.config, "video")
     with pytest.raises(MismatchError, match="built for video takes no audio stream"):
         video_only(video, audio)
+
+
+# Less memory -------------------------------------------------------------------------------------
+
+
+def lengthened(side, times):
+    """The tokens of a stream again and again, too many for one part of a feed-forward."""
+    named = ("tokens", "timesteps")
+    longer = {name: getattr(side, name).repeat(1, times, 1) for name in named}
+    if side.keyframes_mask is not None:
+        longer["keyframes_mask"] = side.keyframes_mask.repeat(1, times, 1)
+    return replace(side, **longer, positions=side.positions.repeat(1, 1, times, 1))
+
+
+@pytest.mark.parametrize("count", [2, 4, 7])
+@pytest.mark.parametrize("case", golden(*CASES))
+def test_feed_forward_in_parts_is_the_same_to_rounding(case, count, load_transformer, streams_of):
+    """A product of fewer rows may add up in another order: the last bits of float32 differ."""
+    model = load_transformer(case)
+    streams = [lengthened(side, 90) for side in streams_of(case)]
+    whole, again = parts(model(*streams)), parts(model(*streams))
+    in_parts = parts(model(*streams, feed_forward_parts=count))
+    assert torch.equal(whole, again)
+    torch.testing.assert_close(in_parts, whole, rtol=1e-5, atol=5e-6)
+    assert torch.equal(in_parts, parts(model(*streams, feed_forward_parts=count)))
+
+
+@pytest.mark.parametrize("case", golden(*CASES))
+def test_few_tokens_are_one_part_and_the_same_bits(case, load_transformer, streams_of):
+    model, streams = load_transformer(case), streams_of(case)
+    assert torch.equal(parts(model(*streams, feed_forward_parts=4)), parts(model(*streams)))
+
+
+@pytest.mark.parametrize("feed_forward_parts", [1, 3])
+@pytest.mark.parametrize("case", golden(*CASES))
+def test_noise_levels_equal_a_timestep_for_every_token(
+    case, feed_forward_parts, load_transformer, streams_of
+):
+    model = load_transformer(case)
+    levels = torch.tensor([0.2, 0.55, 0.9])
+
+    def both(side):
+        side = lengthened(side, 60)
+        rows, tokens = side.tokens.shape[:2]
+        index = torch.randint(3, (rows, tokens), generator=torch.Generator().manual_seed(tokens))
+        few = replace(side, timesteps=levels.expand(rows, 3)[..., None], levels=index)
+        return few, replace(side, timesteps=levels[index][..., None])
+
+    few, each = zip(*(both(side) for side in streams_of(case)), strict=True)
+    found = parts(model(*few, feed_forward_parts=feed_forward_parts))
+    torch.testing.assert_close(found, parts(model(*each)), rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("case", golden(CASES[1]))
+def test_inputs_are_not_written_into(case, load_transformer, streams_of):
+    model, streams = load_transformer(case), [lengthened(s, 90) for s in streams_of(case)]
+    before = [{k: v.clone() for k, v in vars(s).items() if torch.is_tensor(v)} for s in streams]
+    model(*streams, feed_forward_parts=4)
+    for side, tensors in zip(streams, before, strict=True):
+        assert all(torch.equal(getattr(side, name), tensors[name]) for name in tensors)

@@ -46,8 +46,10 @@ def test_conv(case):
         case.check(f"causal{suffix}", apply(conv, x, True))
         case.check(f"noncausal{suffix}", apply(conv, x, False))
         frames = pad_time(x, True).split(1, dim=2)
-        windows = [conv.window(*frames[i : i + 3]) for i in range(x.shape[2])]
-        case.check(f"causal{suffix}", torch.cat(windows, dim=2))
+        for rows in (None, 1, 3, 5):
+            windows = [conv.window([*frames[i : i + 3]], rows) for i in range(x.shape[2])]
+            case.check(f"causal{suffix}", torch.cat(windows, dim=2))
+            case.check(f"causal{suffix}", conv.window([*frames], rows))
 
 
 @pytest.mark.parametrize("case", golden("video_vae/causal_conv_strided"))

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from aiprod_engine.errors import CheckpointError, EngineError
 from aiprod_engine.weights.containers import mapped
-from aiprod_engine.weights.containers.header import read_bytes, read_header
 from aiprod_engine.weights.containers.mapped import MappedFile
+from aiprod_engine.weights.containers.read import read_bytes, read_header
 from aiprod_engine.weights.identity.identify import identify
 
 CASES = table("malformed_cases.json")["cases"]

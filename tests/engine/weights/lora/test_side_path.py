@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from aiprod_engine.errors import MismatchError
-from aiprod_engine.weights.containers.header import read_header
 from aiprod_engine.weights.containers.mapped import MappedFile
+from aiprod_engine.weights.containers.read import read_header
 from aiprod_engine.weights.lora.side_path import AdaptedLinear, attach
 from aiprod_engine.weights.lora.stack import LoraSet, load_loras
 from aiprod_engine.weights.quant import fp8
@@ -127,8 +127,10 @@ def test_dora_needs_the_weight_and_targets_must_be_linear(tmp_path):
     with pytest.raises(MismatchError, match="DoRA"):
         attach(_model(quantised=True), dora, torch.float32)
     with pytest.raises(MismatchError, match=f"{Q}: a DoRA"):
-        dora.check_beside([Q, "proj_out"])
-    dora.check_beside(["proj_out"])
+        dora.split([Q, "proj_out"])
+    fused, beside = dora.split(["proj_out"])
+    assert fused.modules == {Q}
+    assert not beside.keys
     model = _model()
     model.get_submodule(Q.rpartition(".")[0]).to_q = nn.LayerNorm(32)
     with pytest.raises(MismatchError, match="no linear layer"):

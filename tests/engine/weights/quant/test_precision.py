@@ -7,7 +7,7 @@ import torch
 from goldens import ROOT
 
 from aiprod_engine.errors import MismatchError
-from aiprod_engine.pipelines.planning import rebuilt_bytes, stored_weights
+from aiprod_engine.pipelines.stored import rebuilt_bytes, stored_weights
 from aiprod_engine.weights import load
 from aiprod_engine.weights.quant.fp8 import is_storage_target
 from aiprod_engine.weights.quant.linear import QuantizedLinear

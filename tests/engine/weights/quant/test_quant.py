@@ -7,8 +7,8 @@ from goldens import Case, golden
 from torch import nn
 
 from aiprod_engine.errors import CheckpointError
-from aiprod_engine.weights.containers.header import read_header
 from aiprod_engine.weights.containers.mapped import MappedFile
+from aiprod_engine.weights.containers.read import read_header
 from aiprod_engine.weights.quant.dequantize import dequantize, rotate
 from aiprod_engine.weights.quant.formats import LayerFormat, layer_formats
 from aiprod_engine.weights.quant.linear import QuantizedLinear, convert
