@@ -8,7 +8,7 @@ from typing import Any
 GAP, ROW, TITLE = 40, 24, 30  # canvas pixels: between columns, between nodes, of a node's title
 PAD, GROUP_TITLE = 20, 54  # of a group around its nodes
 TALLEST = 1360  # a column that would be higher becomes two
-SCALE = 0.58  # at which a page just shows text; the whole of a workflow fits into 1600 x 1000 pixels
+SCALE = 0.58  # at which a page just shows text; all nodes begin inside 1600 x 1000 pixels
 CORNER = (80, 150)  # of the page, right and below of what it lays over the canvas
 
 # what a column holds: categories of nodes, or names of single ones, in the order of the page
@@ -121,7 +121,7 @@ def _split(items: list[Item]) -> list[list[Item]]:
 
 
 def _group(title: str, columns: list[tuple[int, list[Item]]], left: int) -> dict:
-    """Set places and sizes of nodes in a group whose left edge lies at `left`; returns the group."""
+    """Set places and sizes of the nodes of a group, the first at `left`; returns the group."""
     x, lowest = left, 0
     for width, items in columns:
         y = 0

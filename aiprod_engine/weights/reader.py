@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .containers.header import short
-from .containers.mapped import MappedFile
+from .containers.mapped import DTYPES, MappedFile
 from .lora.stack import LoraSet
 from .quant.dequantize import dequantize
 from .source import Source, Stored
@@ -40,7 +40,8 @@ class Reader:
 
     def raw(self, name: str) -> Tensor:
         """The stored tensor, moved as the bytes it is."""
-        return self._view(self.source.tensors[name]).to(self.device)
+        stored = self.source.tensors[name]
+        return self._files[id(stored.header)].tensor(stored.key).to(self.device)
 
     def packed(self, name: str) -> dict[str, Tensor]:
         """The tensors of a quantised layer by name; `name` is that of its weight."""
@@ -56,7 +57,7 @@ class Reader:
         """A tensor of the network: decoded where it is packed, cast, with its adapters fused."""
         stored = self.source.tensors[name]
         x = self._values(name, stored)
-        dtype = self.dtype or _natural(name, x, stored)
+        dtype = self.dtype or _natural(name, x.dtype, stored)
         if name in self.adapters.keys:
             # In the wider of both dtypes, so that the sum is rounded once.
             wide = torch.float32 if x.dtype in _FP8 else torch.promote_types(x.dtype, dtype)
@@ -68,12 +69,17 @@ class Reader:
         stored = self.source.tensors[name]
         if stored.format is not None or self._is_shifted(name):
             return False
-        x = self._view(stored)
-        dtype = self.dtype or _natural(name, x, stored)
-        return x.dtype not in _FP8 and torch.promote_types(x.dtype, dtype) == dtype
+        found = DTYPES[stored.header.tensors[stored.key].dtype]
+        dtype = self.dtype or _natural(name, found, stored)
+        return found not in _FP8 and torch.promote_types(found, dtype) == dtype
 
-    def _view(self, stored: Stored) -> Tensor:
-        return self._files[id(stored.header)].tensor(stored.key)
+    def is_view(self, name: str, tensor: Tensor) -> bool:
+        """Whether `tensor`, which a network holds on the CPU, is one of the mapped file."""
+        stored = self.source.tensors[name]
+        info = stored.header.tensors[stored.key]
+        is_same = DTYPES.get(info.dtype, torch.uint8) == tensor.dtype
+        is_aligned = info.start % tensor.itemsize == 0
+        return is_same and is_aligned and info.end - info.start == tensor.nbytes
 
     def _is_shifted(self, name: str) -> bool:
         """llama.cpp stores Gemma's norms with the 1 that the network adds already in them."""
@@ -93,12 +99,12 @@ class Reader:
         return x.float() - 1 if self._is_shifted(name) else x
 
 
-def _natural(name: str, x: Tensor, stored: Stored) -> torch.dtype:
+def _natural(name: str, found: torch.dtype, stored: Stored) -> torch.dtype:
     """Dtype when none is asked for.
 
     bfloat16 replaces decoded and fp8 values and, in GGUF, the mixture of float types that its
     writers leave around packed layers (all but the modulation tables).
     """
     is_mixed = stored.header.container == "gguf" and "scale_shift_table" not in name
-    is_coded = stored.format is not None or x.dtype in _FP8
-    return torch.bfloat16 if is_mixed or is_coded else x.dtype
+    is_coded = stored.format is not None or found in _FP8
+    return torch.bfloat16 if is_mixed or is_coded else found

@@ -89,9 +89,6 @@ class AdaptedNetwork(Generic[H]):
     makes from the pristine bytes and the factors: once where it stays, at every visit where it
     streams. No weight is ever un-fused, so any way to a set of adapters gives the same bits.
     Beside their weights run the adapters of packed layers, and those that are asked to.
-
-    `own_bytes` are those that the base takes on the CPU beside its files, because loading converts
-    some tensors.
     """
 
     def __init__(self, recipe: Recipe, hold: Callable[[nn.Module], H]) -> None:
@@ -102,9 +99,18 @@ class AdaptedNetwork(Generic[H]):
         self._source = find(recipe.kind, recipe.files)
         self._dtype = torch.float32 if COMPONENTS[recipe.kind].float32 else recipe.dtype
         self._reader = Reader(self._source, torch.device("cpu"), self._dtype)
-        self.own_bytes = self._own_bytes()
         self._used: tuple | None = ()
         self._fused: tuple[str, ...] = ()
+
+    @property
+    def own_bytes(self) -> int:
+        """Bytes that the base takes on the CPU beside its files: what loading converted."""
+        stored = self._source.tensors
+        return sum(
+            tensor.nbytes
+            for name, tensor in self.module.state_dict().items()
+            if name not in stored or not self._reader.is_view(name, tensor)
+        )
 
     @property
     def loras(self) -> tuple[LoraUse, ...] | None:
@@ -132,15 +138,6 @@ class AdaptedNetwork(Generic[H]):
         _log.info("LoRAs: %d fused, %d beside; %d MB of the model read again",
                   len(changes), len(beside.modules), count >> 20)  # fmt: skip
         return Swap(tuple(tensors), tuple(sorted(had | beside.modules)), count)
-
-    def _own_bytes(self) -> int:
-        """Bytes on the CPU beside the mapped files: what loading converted."""
-        stored = self._source.tensors
-        return sum(
-            tensor.nbytes
-            for name, tensor in self.module.state_dict().items()
-            if name not in stored or self._reader.raw(name).data_ptr() != tensor.data_ptr()
-        )
 
     def _matched(self, loras: Sequence[LoraUse]) -> tuple[LoraSet, LoraSet]:
         """What is fused, and what runs beside a weight."""

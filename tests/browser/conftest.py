@@ -72,9 +72,9 @@ class OpenPage:
         dialog.get_by_text("aiprod").first.click(timeout=PATIENCE)
         return dialog
 
-    def open_template(self, name: str) -> None:
-        """As a user clicks."""
-        dialog, before = self.browse(), self.run("() => app.graph.id")
+    def choose(self, dialog, name: str) -> None:
+        """A workflow in the template browser, as a user clicks; returns when the page shows it."""
+        before = self.run("() => app.graph.id")
         dialog.get_by_text(name, exact=True).first.click(timeout=PATIENCE)
         dialog.wait_for(state="detached", timeout=PATIENCE)
         self.wait("before => app.graph.id !== before && app.graph._nodes.length > 5", before)

@@ -7,6 +7,7 @@ import pytest
 from shipped import FRAMES, HEIGHT, WIDTH
 
 from aiprod_engine import timing
+
 pytestmark = [pytest.mark.host, pytest.mark.browser]
 
 ADD = """([type, values]) => {

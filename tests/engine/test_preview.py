@@ -235,6 +235,27 @@ def test_pictures_take_at_most_their_share_of_the_time():
     assert spent <= preview.LARGEST_SHARE * clock.now + 0.5
 
 
+@pytest.mark.parametrize("frames", [9, 33, 1025])
+def test_a_picture_maps_few_cells_however_long_the_clip(frames):
+    """Cost by counted work, not by time: four frames' cells at every second step, else none."""
+    grid, mapped = VideoGrid(frames, 2, 3, 24.0), []
+
+    class Counting(LatentRGB):
+        def __call__(self, cells):
+            mapped.append(cells.shape[:-1].numel())
+            return super().__call__(cells)
+
+    counting = Counting(torch.eye(3, 4), torch.zeros(3))
+    live = LivePreview(counting, grid, clock=Clock())
+    tokens = torch.zeros(1, frames * 2 * 3, 4)
+    done = []
+    for index in range(4):
+        live(step(index, tokens))
+        done.append(sum(mapped))
+    one = preview.FRAMES * 2 * 3
+    assert done == [one, one, 2 * one, 2 * one]
+
+
 def test_a_stream_without_picture_is_silent():
     live = LivePreview(colour_map(), GRID)
     assert live(StepInfo(0, 3, 0.5, Streams(None, torch.zeros(1, 2, 4)))) is None

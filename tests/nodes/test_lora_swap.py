@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -189,6 +190,13 @@ def test_a_swap_that_ends_half_way_is_repaired_at_the_next_use(
     assert len(calls) >= 20
     assert torch.equal(run(host, first), afresh(first))
     assert torch.equal(run(host, second), afresh(second))
+    assert len(loads) == 1
+
+
+def test_two_threads_build_one_network(host, base, loads):
+    with ThreadPoolExecutor(2) as threads:
+        one, other = threads.map(host._handles.get, (base, replace(base, origin=None)))
+    assert one is other
     assert len(loads) == 1
 
 

@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from importlib import import_module
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -75,36 +76,8 @@ def write_part(path, tensors, *starts, strip=""):
     save_file({k: v.contiguous() for k, v in chosen.items()}, path)
 
 
-def test_a_monolith_is_offered_for_every_part_that_it_holds(client):
-    wanted = {"CheckpointLoader", "TransformerLoader", "VideoVAELoader", "AudioVAELoader"}
-    assert offering(client, DEV, {*wanted, "InspectFile"}) == {*wanted, "InspectFile"}
-
-
-@pytest.mark.parametrize(
-    ("folder", "starts", "strip", "loader"),
-    [
-        ("vae", ("vae.",), "vae.", "VideoVAELoader"),
-        ("vae", ("audio_vae.", "vocoder."), "", "AudioVAELoader"),
-        ("diffusion_models", ("model.diffusion_model.",), "", "TransformerLoader"),
-        ("loras", ("vae.",), "", "VideoVAELoader"),  # in a folder where nobody expects it
-    ],
-)
-def test_a_part_is_offered_by_its_loader_alone(
-    folder, starts, strip, loader, client, added, tensors
-):
-    name = f"menu_{loader}_{folder}.safetensors"
-    write_part(added(folder, name), tensors, *starts, strip=strip)
-    assert offering(client, name, {loader, "InspectFile"}) == {loader, "InspectFile"}
-
-
-def test_a_lora_among_the_checkpoints(client, added):
-    write_lora(added("checkpoints", "menu_lora.safetensors"), "2.3", {})
-    wanted = {"LoRA", "InspectFile"}
-    assert offering(client, "menu_lora.safetensors", wanted) == wanted
-
-
-def test_a_gguf_file_that_the_host_itself_does_not_list(client, added):
-    writer = gguf.GGUFWriter(added("diffusion_models", "menu.gguf"), "ltxv")
+def write_gguf(path):
+    writer = gguf.GGUFWriter(path, "ltxv")
     for name, rows in {"patchify_proj": 8, "adaln_single.linear": 72,
                        "audio_adaln_single.linear": 72}.items():  # fmt: skip
         writer.add_tensor(f"{name}.weight", np.zeros((rows, 8), np.float32))
@@ -112,28 +85,63 @@ def test_a_gguf_file_that_the_host_itself_does_not_list(client, added):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    wanted = {"TransformerLoader", "InspectFile"}
-    assert offering(client, "menu.gguf", wanted) == wanted
 
 
-def test_what_cannot_be_read_stays_offered_and_both_are_explained_when_named(client, added):
-    broken = added("checkpoints", "menu_broken.safetensors")
-    broken.write_bytes(b"<!DOCTYPE html><html>not found</html>")
-    other = added("checkpoints", "menu_other.safetensors")
-    save_file({"conv.weight": torch.zeros(3)}, other)
-    assert offering(client, other.name, {"InspectFile"}) == {"InspectFile"}
-    # by now both were looked at
-    wanted = {"CheckpointLoader", "TransformerLoader", "VideoVAELoader", "AudioVAELoader",
-              "InspectFile"}  # fmt: skip
-    assert offering(client, broken.name, wanted) == wanted
-    assert "HTML page" in rejection(client, broken.name)
-    assert "LTX-2" in rejection(client, other.name)
+PARTS = ("TransformerLoader", "VideoVAELoader", "AudioVAELoader")
+# file -> loaders that offer it, besides Inspect File
+OFFERED = {
+    f"checkpoints/{DEV}": ("CheckpointLoader", *PARTS),
+    "vae/menu_video.safetensors": ("VideoVAELoader",),
+    "vae/menu_audio.safetensors": ("AudioVAELoader",),
+    "diffusion_models/menu_transformer.safetensors": ("TransformerLoader",),
+    "loras/menu_lost_vae.safetensors": ("VideoVAELoader",),  # where nobody expects it
+    "checkpoints/menu_lora.safetensors": ("LoRA",),
+    "diffusion_models/menu.gguf": ("TransformerLoader",),  # the host itself lists none
+    "checkpoints/menu_other.safetensors": (),  # of another family
+    "checkpoints/menu_broken.safetensors": ("CheckpointLoader", *PARTS),
+}
+
+
+@pytest.fixture(scope="module")
+def files(models, tensors):
+    """Writes what `OFFERED` names; gone afterwards, other tests share the folders."""
+    added = {Path(name).stem: models / name for name in OFFERED if not name.endswith(DEV)}
+    write_part(added["menu_video"], tensors, "vae.", strip="vae.")
+    write_part(added["menu_audio"], tensors, "audio_vae.", "vocoder.")
+    write_part(added["menu_transformer"], tensors, "model.diffusion_model.")
+    write_part(added["menu_lost_vae"], tensors, "vae.")
+    write_lora(added["menu_lora"], "2.3", {})
+    write_gguf(added["menu"])
+    save_file({"conv.weight": torch.zeros(3)}, added["menu_other"])
+    added["menu_broken"].write_bytes(b"<!DOCTYPE html><html>not found</html>")
+    yield
+    for path in added.values():
+        path.unlink()
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize("name", OFFERED)
+def test_a_file_is_offered_by_the_loaders_that_can_take_it(name, client):
+    # what is not looked at yet is offered by all loaders of its folder
+    offering(client, "menu_other.safetensors", {"InspectFile"})
+    wanted = {*OFFERED[name], "InspectFile"}
+    assert offering(client, Path(name).name, wanted) == wanted
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("menu_other.safetensors", "LTX-2"), ("menu_broken.safetensors", "HTML page")],
+)
+def test_a_file_that_cannot_be_taken_is_explained_when_a_prompt_names_it(name, reason, client):
+    assert reason in rejection(client, name)
 
 
 def test_a_replaced_file_changes_menus(client, added, tensors):
     path = added("vae", "menu_changing.safetensors")
     write_part(path, tensors, "vae.")
-    assert offering(client, path.name, {"VideoVAELoader", "InspectFile"})
+    wanted = {"VideoVAELoader", "InspectFile"}
+    assert offering(client, path.name, wanted) == wanted
     path.unlink()
     write_part(path, tensors, "audio_vae.", "vocoder.")
     wanted = {"AudioVAELoader", "InspectFile"}

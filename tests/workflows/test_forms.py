@@ -45,8 +45,14 @@ def test_seeds_stay_fixed_and_a_note_names_the_files(name, object_info):
         v for n in api.values() for v in n["inputs"].values()
         if isinstance(v, str) and v.endswith(".safetensors")
     }  # fmt: skip
+    offers = [m for n in ui["nodes"] for m in n["properties"].get("models", [])]
+    assert {offer["name"] for offer in offers} == files
     for file in files:
-        assert any(file in note for note in notes), f"{file} is in no note"
+        assert any(f"[{file}]" in note for note in notes), f"{file} is in no note"
+    for offer in offers:  # what the page asks for before it offers a download
+        assert offer["url"].startswith("https://huggingface.co/")
+        assert offer["url"].endswith("/" + offer["name"])
+        assert any(f"models/{offer['directory']}" in note for note in notes)
     for node in ui["nodes"]:
         assert "randomize" not in (node.get("widgets_values") or [])
 

@@ -187,9 +187,7 @@ class Block(nn.Module):
         (gate,) = add_rows(query.table[_CROSS_GATE:], query.inputs.gate, range(1))
         return gate * out if keep is True else gate * out * keep
 
-    def _feed_forward(
-        self, x: Tensor, s: StreamInputs, layers: StreamLayers, parts: int
-    ) -> Tensor:
+    def _feed_forward(self, x: Tensor, s: StreamInputs, layers: StreamLayers, parts: int) -> Tensor:
         shift, scale, gate = add_rows(layers.table, s.modulation, _FEED_FORWARD)
 
         def gain(part: slice = slice(None)) -> Tensor:

@@ -17,8 +17,8 @@ from torch import Tensor
 from ...errors import MismatchError
 
 NOT_BESIDE = (
-    "a DoRA adapter rescales the whole weight and cannot run beside a quantised one; "
-    "use it with an unquantised model"
+    "a DoRA adapter rescales the whole weight and cannot run beside it; "
+    "use it with an unquantised model, and fused"
 )
 # Bytes of a float32 row chunk. On the CPU larger ones are slower and leave holes in the heap, as
 # what outlives them is allocated in between; an accelerator wants few launches.

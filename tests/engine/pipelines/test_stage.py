@@ -83,7 +83,6 @@ def test_every_noise_level_is_passed_once(transformer, contexts, small):
     assert set(appended.seen) == {(1, 1)}
     assert one.video.isfinite().all()
 
-
     every = torch.linspace(0, 1, 12).view(1, 2, 2, 3)  # more levels than are worth it
     masked = Watched(transformer)
     mask = MaskItem(latent(5, 1, 8, 2, 2, 3), every)
@@ -129,8 +128,8 @@ class Failing:
     """A transformer that runs out of memory with too many samples, or feed-forwards too large."""
 
     def __init__(self, model, most, least_parts=1):
-        self.model, self.config, self.most, self.least_parts = model, model.config, most, least_parts
-        self.get_submodule, self.seen = model.get_submodule, []
+        self.model, self.config, self.get_submodule = model, model.config, model.get_submodule
+        self.most, self.least_parts, self.seen = most, least_parts, []
 
     def __call__(self, video, audio, perturbations, on_block, parts=1):
         self.seen.append((len(perturbations), parts))
@@ -165,7 +164,9 @@ def test_a_stage_falls_back_to_the_first_way_that_runs(
 
 def test_a_stage_that_no_way_helps_says_so(transformer, contexts, small):
     stage = Stage(contexts, SIGMAS, Streams(FULL, FULL), batch_passes=4)
-    with pytest.raises(OutOfMemory, match="^sample must fit into memory: it needs .*; lower width"):
+    with pytest.raises(
+        OutOfMemory, match=r"^sample must fit into memory: it needs .*; lower width"
+    ):
         run_stage(Failing(transformer, 0), Start(small), stage, Noise.seeded(1),
                   placed=placed_in(*WAYS))  # fmt: skip
 

@@ -3,6 +3,7 @@
 import gc
 import weakref
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -93,6 +94,11 @@ def _velocities(module, name: str) -> list[torch.Tensor]:
     return list(module(*_inputs(name, linear.weight.dtype, linear.weight.device)))
 
 
+@cache
+def _expected(name: str, loras: tuple[LoraUse, ...], **fields) -> list[torch.Tensor]:
+    return _velocities(_fresh(name, loras, **fields), name)
+
+
 def _inputs(name: str, dtype: torch.dtype, device: torch.device) -> list:
     """The fixture's inputs of both streams; times and positions stay float32."""
     streams = []
@@ -119,8 +125,10 @@ def _stored_bytes(name: str, tensors) -> int:
     return sum(infos[prefix + t].end - infos[prefix + t].start for t in tensors)
 
 
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("dtype", [None, torch.float32])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, None) for name in FILES), (BASES[1], torch.float32), (FILES[-1], torch.float32)],
+)
 def test_any_way_to_a_set_gives_what_loading_gives(name, dtype):
     stacks, network = _stacks(name), _at_home(name, dtype=dtype)
     for stack in ("A", "AB", "B", "none", "AB", "none"):
@@ -136,7 +144,7 @@ def test_copies_compute_what_loading_gives_wherever_they_lie(name, place):
     stacks, network = _stacks(name), _placed(name, place, dtype=torch.float32)
     for stack in ("A", "AB", "none", "B"):
         network.use(stacks[stack])
-        expected = _velocities(_fresh(name, stacks[stack], dtype=torch.float32), name)
+        expected = _expected(name, stacks[stack], dtype=torch.float32)
         for _ in range(2):  # a streamed block comes again
             assert _equal(_velocities(network.module, name), expected), stack
         _place(network, place)
@@ -153,7 +161,7 @@ def test_other_precisions_of_the_weights(name, precision):
     stacks, network = _stacks(name), _placed(name, "stream", **fields)
     for stack in ("AB", "none", "B"):
         network.use(stacks[stack])
-        expected = _velocities(_fresh(name, stacks[stack], **fields), name)
+        expected = _expected(name, stacks[stack], **fields)
         assert _equal(_velocities(network.module, name), expected), stack
 
 
@@ -215,6 +223,17 @@ def test_the_home_stays_a_view_of_the_file(name, monkeypatch):
     assert all(found[key] == one[key] for key in views)
 
 
+def test_own_bytes_are_what_loading_converted():
+    def own(name, **fields):
+        return AdaptedNetwork(_recipe(name, **fields), Residency).own_bytes
+
+    assert own(BASES[1]) == own(FP8) == 0
+    assert own("ltx2_23_tiny.gguf") > 0  # its mixture of float types
+    network = AdaptedNetwork(_recipe(BASES[1], dtype=torch.float16), Residency)
+    tensors = network.module.state_dict().values()
+    assert network.own_bytes == sum(tensor.nbytes for tensor in tensors)
+
+
 def test_sets_that_are_equal_do_nothing(tmp_path):
     network = _at_home(BASES[1])
     absent = LoraUse(str(tmp_path / "absent.safetensors"), 0.0, 0.0)
@@ -252,8 +271,10 @@ def test_a_set_that_does_not_fit_changes_nothing():
     assert _same(_state(network.module), before)
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("name", [BASES[1], FP8])
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [(BASES[1], "resident"), (BASES[1], "mixed"), (FP8, "resident"), (FP8, "stream")],
+)
 @pytest.mark.parametrize("error", [RuntimeError("lost"), KeyboardInterrupt()])
 def test_a_swap_that_fails_half_way_is_made_good_on_next_use(name, place, error, monkeypatch):
     stacks, network = _stacks(name), _placed(name, place)
@@ -274,7 +295,7 @@ def test_a_swap_that_fails_half_way_is_made_good_on_next_use(name, place, error,
     _place(network, place)
     assert _equal(_velocities(network.module, name), expected)
     network.use(())
-    assert _equal(_velocities(network.module, name), _velocities(_fresh(name, ()), name))
+    assert _equal(_velocities(network.module, name), _expected(name, ()))
 
 
 def test_running_out_of_memory_in_a_swap_takes_the_copies_off_the_device(monkeypatch):
@@ -286,7 +307,7 @@ def test_running_out_of_memory_in_a_swap_takes_the_copies_off_the_device(monkeyp
     assert network.loras == stacks["AB"]
     assert network.holder.device is None
     network.holder.place(CPU)
-    assert _equal(_velocities(network.module, name), _velocities(_fresh(name, stacks["AB"]), name))
+    assert _equal(_velocities(network.module, name), _expected(name, stacks["AB"]))
 
 
 def _out_of_memory(*_):
@@ -340,7 +361,7 @@ def test_beside_the_weights_a_new_strength_touches_none_of_them(place):
         assert done.bytes_read == 0
         assert done.side_paths
         beside = _velocities(network.module, name)
-        assert _equal(beside, _velocities(_fresh(name, stack, dtype=torch.float32), name))
+        assert _equal(beside, _expected(name, stack, dtype=torch.float32))
         fused = _fresh(name, (replace(stack[0], beside=False),), dtype=torch.float32)
         for one, other in zip(beside, _velocities(fused, name), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
@@ -359,7 +380,7 @@ def test_one_file_fused_and_another_beside():
     network = _placed(name, "mixed", dtype=torch.float32)
     network.use(stack)
     found = _velocities(network.module, name)
-    assert _equal(found, _velocities(_fresh(name, stack, dtype=torch.float32), name))
+    assert _equal(found, _expected(name, stack, dtype=torch.float32))
     network.use(())
     assert _equal(
         _velocities(network.module, name),
@@ -395,7 +416,7 @@ def test_every_kind_of_adapter_is_fused_in_place(kind, tmp_path):
     one = LoraUse(str(tmp_path / "one.safetensors"), 0.8, 0.8)
     stack = (one, *_stacks(name)["AB"], one)
     network.use(stack)
-    expected = _velocities(_fresh(name, stack, dtype=torch.bfloat16), name)
+    expected = _expected(name, stack, dtype=torch.bfloat16)
     assert _equal(_velocities(network.module, name), expected)
     network.use((one,))
     assert not _equal(_velocities(network.module, name), expected)
