@@ -6,8 +6,17 @@ import math
 
 import torch
 
-# RuntimeErrors of allocators that have no class of their own: CPU, Apple, asynchronous CUDA.
-_SIGNS = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+# RuntimeErrors of allocators that have no class of their own: CPU, CPU on Windows, Apple and its
+# largest buffer, asynchronous CUDA. cuDNN tries all its kernels, and drops what each one failed
+# with, before it finds none: with shapes as plain as ours that is their workspace.
+_SIGNS = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "Invalid buffer size",
+    "ALLOC_FAILED",
+    "unable to find an engine",
+)
 
 
 def free_bytes(device: torch.device) -> float:

@@ -131,11 +131,12 @@ class CudaSlot(Slot):
     def __init__(self, size: int, device: torch.device) -> None:
         super().__init__(size, device)
         self._device = device
-        self._staging = Staging(size)
         self._stream = torch.cuda.Stream(device)
         # The allocator may have handed out memory that kernels in flight still use.
         self._stream.wait_stream(torch.cuda.current_stream(device))
         self._copied, self._used = torch.cuda.Event(), torch.cuda.Event()
+        with torch.cuda.device(device):  # else locking would occupy the first device too
+            self._staging = Staging(size)  # last: what is locked has to be closed
 
     @property
     def locked_bytes(self) -> int:

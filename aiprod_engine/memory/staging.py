@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
+from pathlib import Path
 
 import torch
 
 _log = logging.getLogger(__name__)
 
-LARGEST_SHARE = 0.4  # of the free host memory: systems that lock more start to swap
+LARGEST_SHARE = 0.4  # of the available host memory: systems that lock more start to swap
+_MEMORY = Path("/proc/meminfo")
 
 
 class Staging:
@@ -39,13 +41,26 @@ class Staging:
 
 def _register(buffer: torch.Tensor) -> bool:
     status = torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0)
-    return int(status) == 0  # cudaSuccess
+    if int(status) == 0:  # cudaSuccess
+        return True
+    _forget_error()
+    return False
+
+
+def _forget_error() -> None:
+    """Launch a kernel that fails: CUDA reports the error of a call again at the next launch."""
+    with contextlib.suppress(RuntimeError):
+        torch.ones(1, device="cuda").add_(1)
 
 
 def _lockable_bytes() -> float:
-    """A share of the free host memory where the system tells it, else no limit."""
+    """A share of the available host memory where the system tells it, else no limit.
+
+    Available, not free: a weight file that was read fills what is free with its cached pages.
+    """
     try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # Windows, macOS
+        lines = _MEMORY.read_text().splitlines()
+        found = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # Windows, macOS
         return float("inf")
-    return free * LARGEST_SHARE
+    return int(found) * 1024 * LARGEST_SHARE

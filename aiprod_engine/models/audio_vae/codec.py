@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +18,8 @@ from .mel import waveform_to_mel
 def decode_audio(decoder: AudioDecoder, vocoder: nn.Module, latent: Tensor) -> tuple[Tensor, int]:
     """Normalised latent (B, z, T, bins / 4) -> float32 waveform (B, 2, S) and its rate in Hz."""
     mel = decoder(latent.to(decoder.conv_in.conv.weight))  # its dtype and device
-    return vocoder(mel), vocoder.sample_rate
+    with _exact_convolutions(mel.device):
+        return vocoder(mel), vocoder.sample_rate
 
 
 @torch.no_grad()
@@ -31,3 +35,24 @@ def fit_track(waveform: Tensor, samples: int, pad: bool = False) -> Tensor:
     if missing > 0 and pad:
         return F.pad(waveform, (0, missing))
     return waveform[..., :samples]
+
+
+@contextmanager
+def _exact_convolutions(device: torch.device) -> Iterator[None]:
+    """float32 convolutions in full precision: cuDNN's default, TF32, drops 13 bits of each input.
+
+    In a vocoder these add up over about 108 layers, and its spectrogram is a convolution too.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    # torch 2.9 has a switch for convolutions alone, and one for all may not be readable beside it.
+    has_own = hasattr(cudnn, "conv")
+    owner, name = (cudnn.conv, "fp32_precision") if has_own else (cudnn, "allow_tf32")
+    before = getattr(owner, name)
+    setattr(owner, name, "ieee" if has_own else False)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from typing import Protocol, TypeVar
 
 import torch
@@ -255,19 +256,22 @@ def _buffer(weight: Tensor, chunks: Sequence[slice]) -> Tensor:
 @contextmanager
 def _exact_products(device: torch.device) -> Iterator[None]:
     """float32 products in full precision, whatever the host chose: TF32 loses 13 bits."""
-    if device.type != "cuda":
+    matmul = torch.backends.cuda.matmul
+    if device.type != "cuda" or getattr(matmul, "fp32_precision", "tf32") != "tf32":
         yield
         return
-    matmul = torch.backends.cuda.matmul
-    # torch 2.9 renamed the switch, and reading the old name raises once the new one was used.
-    renamed = hasattr(matmul, "fp32_precision")
-    name, exact = ("fp32_precision", "ieee") if renamed else ("allow_tf32", False)
-    before = getattr(matmul, name)
-    setattr(matmul, name, exact)
+    # torch 2.9 brought the second switch. The first one sets both; whoever reads one of them,
+    # torch's own products included, may raise while they differ.
+    try:
+        read, set_ = torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
+        before, exact = read(), "highest"
+    except RuntimeError:  # only the second one was set
+        set_, before, exact = partial(setattr, matmul, "fp32_precision"), "tf32", "ieee"
+    set_(exact)
     try:
         yield
     finally:
-        setattr(matmul, name, before)
+        set_(before)
 
 
 def _size(part: tuple[Tensor, ...]) -> tuple[int, int]:

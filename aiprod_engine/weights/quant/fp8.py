@@ -11,6 +11,7 @@ from .formats import LayerFormat
 from .rounding import round_stochastically
 
 E4M3 = torch.float8_e4m3fn
+_ROWS = 4096  # tokens cast at a time: float32 copies of all would be larger than the layer's result
 
 # Linears of a block that the authors' fp8 policy stores in fp8 (2.0, 2.3, 2.5); `audio_ff` ends
 # in the same names. Gates, norms, tables and everything outside the blocks stay as they are.
@@ -66,8 +67,12 @@ def storage_formats(modules: Iterable[str]) -> dict[str, LayerFormat]:
 
 
 def has_scaled_matmul(device: torch.device) -> bool:
-    """Whether the device multiplies fp8 matrices: NVIDIA from compute capability 8.9."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+    """Whether the device multiplies fp8 matrices: NVIDIA from compute capability 8.9.
+
+    AMD devices are called cuda too, and number their capabilities otherwise.
+    """
+    is_nvidia = device.type == "cuda" and torch.version.hip is None
+    return is_nvidia and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def scaled_linear(
@@ -77,7 +82,10 @@ def scaled_linear(
 
     Activations are clamped to the fp8 range; without that, published files give NaN.
     """
-    flat = cast(x.reshape(-1, x.shape[-1]).float() / input_scale, weight.dtype)
+    rows = x.reshape(-1, x.shape[-1])
+    flat = rows.new_empty(rows.shape, dtype=weight.dtype)
+    for part, result in zip(rows.split(_ROWS), flat.split(_ROWS), strict=True):
+        result.copy_(cast(part.float() / input_scale, weight.dtype))
     y = torch._scaled_mm(
         flat,
         weight.t(),

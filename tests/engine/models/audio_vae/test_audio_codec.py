@@ -4,6 +4,7 @@ import pytest
 import torch
 from goldens import Case, golden
 
+from aiprod_engine.models.audio_vae import codec
 from aiprod_engine.models.audio_vae.codec import decode_audio, encode_audio, fit_track
 from aiprod_engine.models.audio_vae.mel import waveform_to_mel
 
@@ -55,6 +56,20 @@ def test_tiny_checkpoints(case, build):
     case.check("audio_encoder.latent", encoder(case.inputs["audio_encoder.mel"]))
     case.check("audio_decoder.mel", decoder(case.inputs["audio_decoder.latent"]))
     case.check("vocoder.wave", vocoder(case.inputs["vocoder.mel"]))
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="needs torch 2.9")
+def test_a_vocoder_convolves_in_full_precision():
+    conv, cuda = torch.backends.cudnn.conv, torch.device("cuda")
+    before = conv.fp32_precision
+    assert before == "tf32"  # what cuDNN does unless it is told
+    with codec._exact_convolutions(cuda):
+        assert conv.fp32_precision == "ieee"
+        torch.nn.functional.conv1d(torch.ones(1, 2, 9), torch.ones(3, 2, 3))  # reads the switch
+    assert conv.fp32_precision == before
+    with pytest.raises(KeyboardInterrupt), codec._exact_convolutions(cuda):
+        raise KeyboardInterrupt
+    assert conv.fp32_precision == before
 
 
 def test_track_is_cropped_and_padded_only_on_request():

@@ -123,3 +123,19 @@ def test_order_and_input():
     torch.testing.assert_close(one, other, rtol=1e-6, atol=2e-6)
     adapters.fuse(weight, stack)
     assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_products_are_exact_whatever_the_host_chose(precision):
+    """The switches of torch must agree meanwhile: while they differ, reading one may raise."""
+    matmul = torch.backends.cuda.matmul
+    try:
+        torch.set_float32_matmul_precision(precision)
+        before = matmul.allow_tf32
+        with adapters._exact_products(torch.device("cuda")):
+            assert not matmul.allow_tf32
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == precision
+        assert matmul.allow_tf32 == before
+    finally:
+        torch.set_float32_matmul_precision("highest")

@@ -167,6 +167,24 @@ def test_scaled_matmul_clamps_and_agrees_with_dequantised():
     torch.testing.assert_close(y.float(), expected, rtol=2**-7, atol=2**-6)
 
 
+def test_rows_are_cast_in_parts(monkeypatch):
+    linear, x = _static_layer(), torch.randn(2, 5, 32, dtype=torch.bfloat16)
+    t = linear.packed()
+    tensors = (t["weight"], t["weight_scale"], t["input_scale"], linear.bias)
+    whole, sizes, cast = fp8.scaled_linear(x, *tensors), [], fp8.cast
+    monkeypatch.setattr(fp8, "_ROWS", 4)
+    monkeypatch.setattr(fp8, "cast", lambda x, dtype: sizes.append(len(x)) or cast(x, dtype))
+    assert torch.equal(fp8.scaled_linear(x, *tensors), whole)
+    assert sizes == [4, 4, 2]
+
+
+def test_amd_devices_are_not_taken_for_new_nvidia_ones(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (11, 0))
+    assert fp8.has_scaled_matmul(torch.device("cuda"))
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert not fp8.has_scaled_matmul(torch.device("cuda"))
+
+
 def test_scaled_matmul_is_off_without_scale_or_where_the_record_forbids_it():
     assert _static_layer().scaled_matmul
     assert not _static_layer(full_precision=True).scaled_matmul
