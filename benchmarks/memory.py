@@ -138,7 +138,11 @@ def peer(version: str, way: str, size: list[int], base: int) -> dict:
     encoder = tuple(base * factor for factor in (2, 4, 8, 16))  # not used
     vae = filled(
         diffusers.AutoencoderKLLTX2Video(
-            block_out_channels=encoder, decoder_block_out_channels=widths, **layout
+            block_out_channels=encoder,
+            decoder_block_out_channels=widths,
+            spatial_compression_ratio=32,
+            temporal_compression_ratio=8,
+            **layout,
         )
     )
     if way == "tiled":

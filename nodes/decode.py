@@ -46,9 +46,9 @@ class DecodeVideo(Node):
                     options=list(TILINGS),
                     default="auto",
                     tooltip="auto: exact, in memory independent of the length: frames at a time, one "
-                    "frame, rows of it; overlapping tiles where not even that fits, and the log "
-                    "says so. tiled: tiles at once (768 px, 80 frames), an approximation. off: the "
-                    "whole clip at once.",
+                    "frame, rows of it; overlapping tiles where not even that fits, and the "
+                    "log says so. tiled: tiles at once (768 px, 80 frames), an approximation. "
+                    "off: the whole clip at once.",
                 ),
             ],
             outputs=[
