@@ -45,8 +45,8 @@ class DecodeVideo(Node):
                     "tiling",
                     options=list(TILINGS),
                     default="auto",
-                    tooltip="auto: exact, in memory independent of the length: frames at a time, one "
-                    "frame, rows of it; overlapping tiles where not even that fits, and the "
+                    tooltip="auto: exact, in memory independent of the length: frames at a time, "
+                    "one frame, rows of it; overlapping tiles where not even that fits, and the "
                     "log says so. tiled: tiles at once (768 px, 80 frames), an approximation. "
                     "off: the whole clip at once.",
                 ),

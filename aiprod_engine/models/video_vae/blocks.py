@@ -156,9 +156,13 @@ class Conv(nn.Module):
         # A kernel copies weights into its own order at every call. Those of an upsampler, which has
         # up to eight times as many outputs as inputs, would be a third of all that a stream holds.
         size = self.conv.in_channels
-        parts = zip(weight.split(size), self.conv.bias.split(size), strict=True)
-        made = [F.conv2d(x, rows, bias, padding=border) for rows, bias in parts]
-        y = made[0] if len(made) == 1 else torch.cat(made, dim=1)
+        if self.conv.out_channels <= size:
+            return F.conv2d(x, weight, self.conv.bias, padding=border).unsqueeze(2)
+        height, width = (side + 2 * border - 2 for side in x.shape[-2:])
+        y = x.new_empty(len(x), self.conv.out_channels, height, width)
+        parts = zip(y.split(size, 1), weight.split(size), self.conv.bias.split(size), strict=True)
+        for part, rows, bias in parts:
+            part.copy_(F.conv2d(x, rows, bias, padding=border))
         return y.unsqueeze(2)
 
     def _frames(self, x: Tensor, border: int) -> Tensor:
